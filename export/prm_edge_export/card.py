@@ -1,0 +1,62 @@
+"""The model card of a package: ``README.md`` with Hugging Face front matter."""
+
+from __future__ import annotations
+
+from prm_edge_runtime.manifest import Manifest
+from prm_edge_runtime.recipe import Recipe, Slot, Text, Tokens
+
+
+def template_words(recipe: Recipe) -> str:
+    """The layout of one record in one line, the read position marked with ``<-- read``."""
+
+    def word(part: Text | Tokens | Slot) -> str:
+        if isinstance(part, Slot):
+            return "{" + part.name + "}"
+        shown = part.text.encode("unicode_escape").decode("ascii")
+        return shown + ("  <-- read" if isinstance(part, Tokens) and part.read is not None else "")
+
+    return "".join(word(part) for part in (*recipe.prompt, *recipe.step))
+
+
+def model_card(manifest: Manifest, license_name: str | None) -> str:
+    """Markdown text of the card. ``license_name``: as the checkpoint's own card spells it."""
+    recipe = manifest.recipe
+    front = ["---", "library_name: prm-edge"]
+    if license_name:
+        front.append(f"license: {license_name}")
+    front += [
+        "tags:",
+        "- process-reward-model",
+        "- onnx",
+        "pipeline_tag: token-classification",
+        "---",
+    ]
+    rows = [
+        f"| {v.name} | {v.proof.get('max_abs_dp')} | {v.proof.get('mean_abs_dp')} | "
+        f"{v.proof.get('logit_rel_rms')} | {v.proof.get('steps')} |"
+        for v in manifest.variants
+    ]
+    lines = [
+        *front,
+        "",
+        f"# {manifest.name}",
+        "",
+        "A process reward model, exported with prm-edge. Score steps with:",
+        "",
+        "```sh",
+        f"prm-edge score solutions.jsonl -m {manifest.name}",
+        "```",
+        "",
+        f"- recipe: `{recipe.family}`, score `{recipe.score.kind}`, labels mean "
+        f"`{recipe.label_meaning}`",
+        f"- one record: `{template_words(recipe)}`",
+        f"- limit: {manifest.max_tokens} tokens",
+        "",
+        "| variant | max abs dp | mean abs dp | rel. RMS of logits | steps |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "Differences are those of the package, run by prm-edge's runtime, from transformers in "
+        "float32.",
+    ]
+    return "\n".join(lines) + "\n"

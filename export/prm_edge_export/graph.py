@@ -1,0 +1,281 @@
+"""Build the ``decoder`` graph of the contract straight from config and weights, in float32.
+
+No tracing and no model code: the graph is written node by node from the normalised config, one
+tensor in memory at a time. Axes: B rows, S new tokens, H hidden, N read positions, C logits.
+Operators: onnx opset 17 and com.microsoft 1, all of which onnxruntime 1.23 and newer have.
+
+::
+
+    input_ids (B,S) -> Gather(embedding) -> x (B,S,H)
+    per layer   x -> norm -> qkv -> GroupQueryAttention(+rotary, +cache) -> o -> + -> x
+                x -> norm -> gate, up -> silu(gate) * up -> down -> + -> x
+    x -> Gather(reads) (N,H) -> norm -> head -> logits (N,C)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+from prm_edge_runtime import contract
+from prm_edge_runtime.version import __version__
+
+from .checkpoint import Tensors
+from .heads import Head
+from .model_config import DecoderConfig
+from .rope import cos_sin, inverse_frequencies
+from .weights import WeightFile
+
+OPSET: Final = 17
+IR_VERSION: Final = 10  # what onnxruntime 1.23 reads, and every newer one
+MICROSOFT: Final = "com.microsoft"
+GRAPH_NAME: Final = "model.onnx"
+DATA_NAME: Final = "model.onnx.data"
+
+_ELEMENT_TYPES: Final = {
+    contract.FLOAT: TensorProto.FLOAT,
+    contract.INT64: TensorProto.INT64,
+    contract.INT32: TensorProto.INT32,
+}
+
+
+def build_decoder(
+    config: DecoderConfig,
+    head: Head,
+    tensors: Tensors,
+    folder: Path,
+    *,
+    max_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``.
+
+    Raises:
+        CheckpointError: when a tensor is missing or has another shape than the config implies.
+    """
+    with WeightFile(folder / DATA_NAME) as weights:
+        builder = _Builder(config, tensors, weights)
+        builder.build(head, max_tokens, progress)
+        model = builder.model(head)
+    (folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
+
+
+class _Builder:
+    """Collects nodes and initializers; every method returns the name of the value it makes."""
+
+    def __init__(self, config: DecoderConfig, tensors: Tensors, weights: WeightFile) -> None:
+        self.config = config
+        self.tensors = tensors
+        self.weights = weights
+        self.nodes: list[Any] = []
+        self.initializers: list[TensorProto] = []
+
+    def node(
+        self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
+    ) -> str:
+        self.nodes.append(
+            helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes)
+        )
+        return outputs[0]
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        self.initializers.append(self.weights.add(name, array))
+        return name
+
+    def read(self, name: str, *shape: int) -> NDArray[np.float32]:
+        return self.tensors.numpy(name, shape)
+
+    def build(self, head: Head, max_tokens: int, progress: Callable[[int, int], None]) -> None:
+        config = self.config
+        self._rotary_tables(max_tokens)
+        table = self.constant(
+            "embedding", self.read("model.embed_tokens.weight", config.vocab, config.hidden)
+        )
+        stream = self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
+        update = ""  # what the previous block adds to the residual stream
+        for layer in range(config.layers):
+            stream, update = self._layer(layer, stream, update)
+            progress(layer + 1, config.layers)
+        stream = self.node("Add", [stream, update], ["stream"])
+        self._head(head, self._at_reads(stream))
+
+    def _rotary_tables(self, max_tokens: int) -> None:
+        inverse, attention = inverse_frequencies(
+            self.config.rope, self.config.head_dim, self.config.max_positions
+        )
+        # one dummy token may follow the last real one, see engine.TILE
+        cos, sin = cos_sin(inverse, attention, max_tokens + 1)
+        self.constant("cos", cos)
+        self.constant("sin", sin)
+
+    def _norm(self, name: str, tensor: str, stream: str, update: str) -> tuple[str, str]:
+        """RMS norm of stream + update. -> (normalised, the sum)
+
+        ::
+
+            stream --+
+                     + ---> sum ---> norm
+            update --+
+        """
+        gain = self.constant(f"{name}.gain", self.read(tensor, self.config.hidden))
+        if not update:
+            normed = self.node(
+                "SimplifiedLayerNormalization",
+                [stream, gain],
+                [name],
+                axis=-1,
+                epsilon=self.config.eps,
+                stash_type=1,
+            )
+            return normed, stream
+        total = f"{name}.sum"
+        normed = self.node(
+            "SkipSimplifiedLayerNormalization",
+            [stream, update, gain],
+            [name, "", "", total],
+            MICROSOFT,
+            epsilon=self.config.eps,
+        )
+        return normed, total
+
+    def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
+        # checkpoints store (out, in); MatMul wants (in, out)
+        kernel = self.constant(f"{name}.weight", weight.T)
+        out = self.node("MatMul", [source, kernel], [name])
+        if bias is None:
+            return out
+        return self.node("Add", [out, self.constant(f"{name}.bias", bias)], [f"{name}.biased"])
+
+    def _projection(
+        self, prefix: str, part: str, source: str, sizes: tuple[int, int], has_bias: bool
+    ) -> str:
+        outputs, inputs = sizes
+        name = f"{prefix}.{part}_proj"
+        bias = self.read(f"{name}.bias", outputs) if has_bias else None
+        return self._linear(name, source, self.read(f"{name}.weight", outputs, inputs), bias)
+
+    def _layer(self, index: int, stream: str, update: str) -> tuple[str, str]:
+        config = self.config
+        prefix = f"model.layers.{index}"
+        normed, stream = self._norm(
+            f"layer.{index}.attention_norm", f"{prefix}.input_layernorm.weight", stream, update
+        )
+        attended = self._attention(index, f"{prefix}.self_attn", normed)
+        update = self._projection(
+            f"{prefix}.self_attn",
+            "o",
+            attended,
+            (config.hidden, config.heads * config.head_dim),
+            config.o_bias,
+        )
+        normed, stream = self._norm(
+            f"layer.{index}.mlp_norm", f"{prefix}.post_attention_layernorm.weight", stream, update
+        )
+        return stream, self._mlp(f"{prefix}.mlp", normed)
+
+    def _attention(self, index: int, prefix: str, source: str) -> str:
+        """Packed q, k, v in one product; rotary embedding and cache inside the operator.
+
+        ::
+
+            source -> MatMul(+bias) (B,S,(heads+2G)D) -> GroupQueryAttention -> (B,S,heads*D)
+                                     past.key, past.value --^        v--> present.key, present.value
+        """
+        config = self.config
+        q_out, kv_out = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        sizes = {"q": q_out, "k": kv_out, "v": kv_out}
+        weight = np.concatenate(
+            [self.read(f"{prefix}.{p}_proj.weight", n, config.hidden) for p, n in sizes.items()]
+        )
+        bias = None
+        if config.qkv_bias:
+            bias = np.concatenate(
+                [self.read(f"{prefix}.{p}_proj.bias", n) for p, n in sizes.items()]
+            )
+        packed = self._linear(f"{prefix}.qkv_proj", source, weight, bias)
+        cache = [contract.past_name(index, "key"), contract.past_name(index, "value")]
+        return self.node(
+            "GroupQueryAttention",
+            [
+                *(packed, "", ""),
+                *cache,
+                *(contract.LAST_TOKEN.name, contract.TOTAL_TOKENS.name, "cos", "sin"),
+            ],
+            [
+                f"layer.{index}.attention",
+                contract.present_name(index, "key"),
+                contract.present_name(index, "value"),
+            ],
+            MICROSOFT,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            scale=config.head_dim**-0.5,
+        )
+
+    def _mlp(self, prefix: str, source: str) -> str:
+        """silu(gate) * up, then down; QuickGelu with alpha 1 is silu.
+
+        ::
+
+            source -+-> gate -> silu -+
+                    |                 * -> down
+                    +-> up -----------+
+        """
+        wide, narrow = self.config.intermediate, self.config.hidden
+        bias = self.config.mlp_bias
+        gate = self._projection(prefix, "gate", source, (wide, narrow), bias)
+        up = self._projection(prefix, "up", source, (wide, narrow), bias)
+        active = self.node("QuickGelu", [gate], [f"{prefix}.active"], MICROSOFT, alpha=1.0)
+        product = self.node("Mul", [active, up], [f"{prefix}.product"])
+        return self._projection(prefix, "down", product, (narrow, wide), bias)
+
+    def _at_reads(self, stream: str) -> str:
+        """(B, S, H) -> (N, H): everything after this runs at the read positions only."""
+        shape = self.constant("flat", np.array([-1, self.config.hidden], dtype=np.int64))
+        rows = self.node("Reshape", [stream, shape], ["rows"])
+        picked = self.node("Gather", [rows, contract.READS.name], ["picked"], axis=0)
+        normed, _ = self._norm("final_norm", "model.norm.weight", picked, "")
+        return normed
+
+    def _head(self, head: Head, source: str) -> None:
+        """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
+        for index, layer in enumerate(head.layers):
+            last = index == len(head.layers) - 1
+            weight = self.read(layer.weight, layer.outputs, layer.inputs)
+            inputs = [source, self.constant(f"head.{index}.weight", weight)]
+            if layer.bias is not None:
+                bias = self.read(layer.bias, layer.outputs)
+                inputs.append(self.constant(f"head.{index}.bias", bias))
+            name = contract.LOGITS.name if last else f"head.{index}"
+            source = self.node("Gemm", inputs, [name], transB=1)
+            if not last:
+                source = self.node("Relu", [source], [f"head.{index}.active"])
+
+    def model(self, head: Head) -> ModelProto:
+        shape = (self.config.layers, self.config.kv_heads, self.config.head_dim)
+        graph = helper.make_graph(
+            self.nodes,
+            "prm",
+            [_value(tensor) for tensor in contract.decoder_inputs(*shape)],
+            [_value(tensor) for tensor in contract.decoder_outputs(*shape)],
+            self.initializers,
+        )
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            ir_version=IR_VERSION,
+            producer_name="prm-edge",
+            producer_version=__version__,
+        )
+
+
+def _value(tensor: contract.Tensor) -> Any:
+    return helper.make_tensor_value_info(
+        tensor.name, _ELEMENT_TYPES[tensor.type], list(tensor.axes)
+    )

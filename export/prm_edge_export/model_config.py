@@ -1,0 +1,169 @@
+"""One normalised description of a decoder, read from a ``config.json`` that nobody trusts.
+
+Only whitelisted keys are read, in the spellings of old transformers and of transformers 5.
+Everything that could change the arithmetic is either represented here or refused by name.
+A new Llama-like architecture is one row of :data:`ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prm_edge_runtime.errors import CheckpointError, UnsupportedError
+
+from .rope import Rope, read_rope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What distinguishes one Llama-like ``model_type`` from another.
+
+    ``qkv_bias`` and ``o_bias``: True, False, or the config key that says. ``defaults``: values
+    of transformers' own config class for keys that a config.json may leave out.
+    """
+
+    qkv_bias: bool | str
+    o_bias: bool | str
+    mlp_bias: bool | str
+    sliding: bool
+    defaults: Mapping[str, Any]
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    "llama": Architecture(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        sliding=False,
+        defaults={"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 2048},
+    ),
+    "qwen2": Architecture(
+        qkv_bias=True,
+        o_bias=False,
+        mlp_bias=False,
+        sliding=True,
+        defaults={"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 32768},
+    ),
+}
+
+HEAD_DIM_MULTIPLE: Final = 16  # GroupQueryAttention with rotary embedding accepts no other
+MAX_SIZE: Final = 1 << 24  # of any one dimension; a hostile config must not allocate terabytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """A Llama-like decoder: sizes, epsilon, rotary embedding and which biases there are."""
+
+    model_type: str
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    rope: Rope
+    max_positions: int
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+
+    @property
+    def qkv_width(self) -> int:
+        """Width of the packed query, key and value projection."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Normalise a ``config.json``.
+
+    Raises:
+        CheckpointError: for a key that is missing, malformed or contradictory.
+        UnsupportedError: for anything that is understood and not implemented, by name.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"model_type {model_type!r} has no native graph (supported: "
+            f"{', '.join(sorted(ARCHITECTURES))}); BERT-like token classifiers export with "
+            "--backend optimum"
+        )
+    arch = ARCHITECTURES[model_type]
+    values = {**arch.defaults, **{k: v for k, v in config.items() if v is not None}}
+    if values["hidden_act"] != "silu":
+        raise UnsupportedError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu'")
+    heads = _size(values, "num_attention_heads")
+    hidden = _size(values, "hidden_size")
+    max_positions = _size(values, "max_position_embeddings")
+    result = DecoderConfig(
+        model_type=model_type,
+        vocab=_size(values, "vocab_size"),
+        hidden=hidden,
+        intermediate=_size(values, "intermediate_size"),
+        layers=_size(values, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=_size(values, "num_key_value_heads", heads),
+        head_dim=_size(values, "head_dim", hidden // heads),
+        eps=_epsilon(values["rms_norm_eps"]),
+        rope=read_rope(config),
+        max_positions=max_positions,
+        qkv_bias=_bias(arch.qkv_bias, values),
+        o_bias=_bias(arch.o_bias, values),
+        mlp_bias=_bias(arch.mlp_bias, values),
+    )
+    _check(result)
+    if arch.sliding:
+        _refuse_sliding(values, result)
+    return result
+
+
+def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+        raise CheckpointError(
+            f"config.json: {key} must be a whole number from 1 to {MAX_SIZE}, got {value!r}"
+        )
+    return value
+
+
+def _epsilon(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise CheckpointError(f"config.json: rms_norm_eps must be in [0, 1), got {value!r}")
+    return float(value)
+
+
+def _bias(rule: bool | str, values: Mapping[str, Any]) -> bool:
+    if isinstance(rule, bool):
+        return rule
+    value = values.get(rule, False)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"config.json: {rule} must be true or false, got {value!r}")
+    return value
+
+
+def _check(config: DecoderConfig) -> None:
+    if config.heads % config.kv_heads:
+        raise CheckpointError(
+            f"config.json: {config.heads} attention heads cannot share {config.kv_heads} "
+            "key/value heads"
+        )
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        raise UnsupportedError(
+            f"a head size of {config.head_dim} is not supported: onnxruntime's attention needs "
+            f"a multiple of {HEAD_DIM_MULTIPLE}"
+        )
+
+
+def _refuse_sliding(values: Mapping[str, Any], config: DecoderConfig) -> None:
+    """Refuse a window that would ever cut; a window as long as the model's limit never does."""
+    window = values.get("sliding_window") if values.get("use_sliding_window") else None
+    kinds = values.get("layer_types") or []
+    slides = bool(window) or any(kind != "full_attention" for kind in kinds)
+    if slides and not (isinstance(window, int) and window >= config.max_positions):
+        raise UnsupportedError(
+            f"sliding-window attention (window {window}, layers {sorted(set(map(str, kinds)))}) "
+            f"is not supported for {config.model_type}; only full attention is"
+        )

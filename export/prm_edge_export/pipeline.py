@@ -1,0 +1,283 @@
+"""The whole road: checkpoint -> plan -> graph -> proof -> package.
+
+Every step either succeeds or raises, and nothing is visible at OUT before all of them have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from prm_edge_runtime import Scorer, __version__
+from prm_edge_runtime.errors import ProofError
+from prm_edge_runtime.hashing import hash_file
+from prm_edge_runtime.manifest import (
+    CARD_NAME,
+    DECODER,
+    DEFAULT,
+    SELFTEST_NAME,
+    STATELESS,
+    TOKENIZER_NAME,
+    Manifest,
+    Scalar,
+    Variant,
+)
+from prm_edge_runtime.package import Package
+from prm_edge_runtime.selftest import dump_cases
+
+from . import proof
+from .card import model_card
+from .checkpoint import CONFIG_NAME, Checkpoint
+from .expect import check_expected
+from .graph import GRAPH_NAME, build_decoder
+from .package_files import listed_files, require_free_space
+from .plan import NATIVE, ExportOptions, Plan, make_plan
+from .reference import load_reference, refuse_unused
+from .tokenization import check_tokenization
+from .writer import PackageWriter
+
+__all__ = ["ExportOptions", "ExportResult", "export", "preview"]
+
+REPORT_NAME: Final = "report.json"
+KEPT_FILES: Final = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.txt")
+SPARE_BYTES: Final = 64 * 1024 * 1024
+TOOLS: Final = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum-onnx")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """A finished package: where it is, and what was decided and measured."""
+
+    out: Path
+    report: Mapping[str, Any]
+
+
+def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult:
+    """Turn a checkpoint into a package that is proven equal to it.
+
+    ``say`` receives lines for the user as the work goes on.
+
+    Raises:
+        ExportError: nothing was written, and an existing package is as it was.
+    """
+    with Checkpoint(options.checkpoint) as checkpoint:
+        plan = make_plan(options, checkpoint)
+        for reason in plan.reasons:
+            say(reason)
+        texts, texts_sha256 = proof.load_texts(options.verify)
+        records = [(text.problem, text.steps) for text in texts]
+        agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
+        say(f"tokenization: {agreed} records encoded exactly as transformers does")
+        identity = _identity(plan, texts_sha256)
+        with PackageWriter(
+            options.out_path, overwrite=options.overwrite, add=options.add
+        ) as writer:
+            writer.check_addable(
+                recipe=plan.recipe,
+                max_tokens=plan.max_tokens,
+                tokenizer=plan.files.raw,
+                provenance=identity,
+            )
+            report = _write(plan, writer, texts, identity, say)
+    say(f"wrote {options.out_path}")
+    return ExportResult(out=options.out_path, report=report)
+
+
+def _write(
+    plan: Plan,
+    writer: PackageWriter,
+    texts: list[proof.Text],
+    identity: dict[str, Scalar],
+    say: Say,
+) -> dict[str, Any]:
+    options = plan.options
+    folder = writer.variant_dir(options.variant)
+    require_free_space(folder, _estimated_bytes(plan))
+    reference = _build(plan, folder, say)
+    writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
+    manifest = _manifest(plan, writer.staging, identity)
+    scorer = Scorer.from_package(
+        Package(root=writer.staging, manifest=manifest, digest="0" * 64), manifest.variants[0]
+    )
+    with scorer:
+        results = proof.compare(
+            scorer,
+            plan.encoder,
+            reference,
+            texts,
+            lambda done: (
+                say(f"proof: {done} of {len(texts)} solutions") if done % 20 == 0 else None
+            ),
+        )
+        figures = proof.measure(results, scorer.threshold)
+        over = proof.check_budget(figures, results, options.precision)
+        say(
+            f"proof: max |dp| {figures['max_abs_dp']:.2e}, relative RMS of logits "
+            f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
+            f"of {figures['solutions']} solutions"
+        )
+        if over is not None and not options.allow_drift:
+            raise ProofError(f"{over}\nnothing was written; --allow-drift records it and goes on")
+        if options.expect is not None:
+            figures |= check_expected(scorer, options.expect)
+            say(
+                f"expected scores: {figures['expect_records']} records, max |dp| "
+                f"{figures['expect_max_abs_dp']:.2e}"
+            )
+    summary = proof.summary(figures, options.precision, drift=over is not None)
+    report = {
+        "variant": options.variant,
+        "decisions": list(plan.reasons),
+        "proof": summary,
+        "provenance": identity,
+    }
+    _write_small_files(plan, writer, proof.self_test_cases(results), report)
+    variant = replace(manifest.variants[0], proof=summary)
+    manifest = replace(manifest, variants=(variant,))
+    kept = writer.existing.manifest.variants if writer.existing else ()
+    card = model_card(replace(manifest, variants=(*kept, variant)), _license(plan))
+    writer.write_bytes(CARD_NAME, card.encode())
+    writer.finish(manifest)
+    return report
+
+
+def _build(plan: Plan, folder: Path, say: Say) -> proof.Reference:
+    """Write the variant's graph; return the reference, loaded from the same tensors."""
+    tensors = plan.checkpoint.tensors
+    if plan.backend == NATIVE and plan.decoder is not None:
+        build_decoder(
+            plan.decoder,
+            plan.head,
+            tensors,
+            folder,
+            max_tokens=plan.max_tokens,
+            progress=lambda done, total: say(f"graph: layer {done} of {total}"),
+        )
+        for name in refuse_unused(tensors):
+            say(f"not needed for scores: {name}")
+        return load_reference(plan.decoder, plan.head, tensors)
+    from .optimum_backend import export_stateless, load_encoder
+
+    export_stateless(plan.checkpoint, folder / GRAPH_NAME)
+    say("graph: exported by optimum")
+    if plan.decoder is not None:
+        reference = load_reference(plan.decoder, plan.head, tensors)
+        refuse_unused(tensors)
+        return reference
+    return load_encoder(plan.checkpoint)
+
+
+def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
+    native = plan.backend == NATIVE
+    name = plan.options.variant
+    decoder = plan.decoder
+    variant = Variant(
+        name=name,
+        device=plan.options.target,
+        precision=plan.options.precision,
+        interface=DECODER if native else STATELESS,
+        graph=f"{name}/{GRAPH_NAME}",
+        files=(),
+        layers=decoder.layers if native and decoder else 0,
+        kv_heads=decoder.kv_heads if native and decoder else 0,
+        head_dim=decoder.head_dim if native and decoder else 0,
+        proof={},
+    )
+    return Manifest(
+        name=plan.options.out_path.resolve().name,
+        recipe=plan.recipe,
+        max_tokens=plan.max_tokens,
+        thresholds={DEFAULT: plan.recipe.default_threshold},
+        variants=(variant,),
+        files=listed_files(staging),
+        provenance=identity,
+    )
+
+
+def _identity(plan: Plan, texts_sha256: str) -> dict[str, Scalar]:
+    """Where the weights came from, without paths of this machine."""
+    root = plan.checkpoint.root
+    shards = sorted({info.file for info in plan.checkpoint.tensors.info.values()})
+    whole = hashlib.sha256()
+    for name in (CONFIG_NAME, *shards):
+        whole.update(f"{name} {hash_file(root / name).sha256}\n".encode())
+    return {
+        "checkpoint": plan.options.name,
+        "checkpoint_sha256": whole.hexdigest(),
+        "architecture": str((plan.checkpoint.config.get("architectures") or ["unnamed"])[0]),
+        "head": plan.head.kind,
+        "backend": plan.backend,
+        "prm_edge": __version__,
+        "verification_texts": texts_sha256,
+        **{tool: version for tool in TOOLS if (version := _version(tool)) is not None},
+        **plan.notes,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _estimated_bytes(plan: Plan) -> int:
+    parameters = 0
+    for info in plan.checkpoint.tensors.info.values():
+        count = 1
+        for size in info.shape:
+            count *= size
+        parameters += count
+    return 4 * parameters + len(plan.files.raw) + SPARE_BYTES
+
+
+def _write_small_files(
+    plan: Plan, writer: PackageWriter, cases: list[Any], report: dict[str, Any]
+) -> None:
+    if writer.existing is None:
+        # the cases are torch's scores, the same for every variant: --add keeps the first ones
+        writer.write_bytes(SELFTEST_NAME, dump_cases(cases))
+        for name in KEPT_FILES:
+            source = plan.checkpoint.root / name
+            if source.is_file():
+                writer.write_bytes(name, source.read_bytes())
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    writer.write_bytes(f"{plan.options.variant}/{REPORT_NAME}", text.encode())
+
+
+def _license(plan: Plan) -> str | None:
+    """The licence that the checkpoint's own model card names in its front matter."""
+    path = plan.checkpoint.root / "README.md"
+    if not path.is_file():
+        return None
+    front = path.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
+    found = re.search(r"^license: *([A-Za-z0-9.+-]+) *$", front, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def preview(options: ExportOptions) -> list[str]:
+    """What an export would decide, and one encoded example with its read positions marked.
+
+    Raises:
+        ExportError: as :func:`export` would, before any weight is read.
+    """
+    with Checkpoint(options.checkpoint) as checkpoint:
+        plan = make_plan(options, checkpoint)
+        texts, _ = proof.load_texts(options.verify)
+        text = texts[0]
+        encoded = plan.encoder.encode(text.problem, text.steps)
+        reads = set(encoded.reads.tolist())
+        lines = [*plan.reasons, "", "one encoded example (id, token, <-- where a score is read):"]
+        for position, token in enumerate(encoded.ids.tolist()):
+            shown = plan.tokenizer.convert_ids_to_tokens(token)
+            mark = "  <-- read" if position in reads else ""
+            lines.append(f"{position:6d}  {token:8d}  {shown!r}{mark}")
+        return lines

@@ -1,0 +1,247 @@
+"""Decide what a checkpoint is and how it will be exported, and say why.
+
+In: options and an open checkpoint. Out: a plan with recipe, head, backend and the reasons.
+Nothing is written here and no weights are read but their names and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from prm_edge_runtime.encoding import RecipeEncoder
+from prm_edge_runtime.errors import CheckpointError, UnsupportedError
+from prm_edge_runtime.recipe import Recipe
+
+from .checkpoint import Checkpoint
+from .families import ASK, FAMILIES, Family, Request, good_index
+from .heads import Head, find_head
+from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .tokenizer_files import TokenizerFiles, read_tokenizer, reference_tokenizer
+from .training_args import TRAINING_ARGS_NAME, read_training_args
+
+NATIVE: Final = "native"
+OPTIMUM: Final = "optimum"
+BACKENDS: Final = ("auto", NATIVE, OPTIMUM)
+TARGETS: Final = ("cpu",)
+PRECISIONS: Final = ("fp32",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What the user asked for; None means: decide from the checkpoint."""
+
+    checkpoint: Path
+    out: Path | None = None
+    recipe: str | None = None
+    separator: str | None = None
+    good_label: int | None = None
+    target: str = "cpu"
+    precision: str = "fp32"
+    backend: str = "auto"
+    verify: Path | None = None
+    expect: Path | None = None
+    add: bool = False
+    allow_drift: bool = False
+    overwrite: bool = False
+
+    @property
+    def out_path(self) -> Path:
+        """Where the package goes: OUT, else ``./NAME-prm``."""
+        return self.out or Path(f"{self.name}-prm")
+
+    @property
+    def name(self) -> str:
+        """The checkpoint folder's own name."""
+        return self.checkpoint.resolve().name or "model"
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant this export makes."""
+        return f"{self.target}-{self.precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything decided before work starts; ``reasons`` are lines for the user."""
+
+    options: ExportOptions
+    checkpoint: Checkpoint
+    family: Family
+    recipe: Recipe
+    encoder: RecipeEncoder
+    files: TokenizerFiles
+    tokenizer: Any
+    backend: str
+    head: Head
+    decoder: DecoderConfig | None  # None: no native graph, the optimum backend alone
+    max_tokens: int
+    notes: Mapping[str, str | int | float | bool | None]
+    reasons: tuple[str, ...] = field(default=())
+
+
+def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
+    """Decide everything, or say what is missing.
+
+    Raises:
+        CheckpointError: when the checkpoint contradicts itself or leaves something open.
+        UnsupportedError: when it is understood and not supported.
+    """
+    _check_choices(options)
+    reasons: list[str] = []
+    notes: dict[str, str | int | float | bool | None] = {}
+    head = _head(checkpoint, reasons)
+    family = _family(options, head, reasons)
+    files = read_tokenizer(checkpoint.root)
+    tokenizer = reference_tokenizer(files)
+    backend, decoder = _backend(options, checkpoint, head, reasons)
+    request = Request(
+        files=files,
+        tokenizer=tokenizer,
+        separator=_separator(options, checkpoint, family, reasons, notes),
+        good=good_index(checkpoint.config, head.logits, options.good_label),
+    )
+    recipe = family.build(request)
+    reasons.append(f"score: {recipe.score.kind} of {head.logits} logits, {request.good} is good")
+    vocabulary, max_tokens = _limits(checkpoint, decoder)
+    if files.size > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer has {files.size} ids but the embedding only {vocabulary} rows; use the "
+            "tokenizer the model was trained with"
+        )
+    return Plan(
+        options=options,
+        checkpoint=checkpoint,
+        family=family,
+        recipe=recipe,
+        encoder=RecipeEncoder(files.raw, recipe),
+        files=files,
+        tokenizer=tokenizer,
+        backend=backend,
+        head=head,
+        decoder=decoder,
+        max_tokens=max_tokens,
+        notes=notes,
+        reasons=tuple(reasons),
+    )
+
+
+def _check_choices(options: ExportOptions) -> None:
+    for name, value, allowed in (
+        ("--target", options.target, TARGETS),
+        ("--precision", options.precision, PRECISIONS),
+        ("--backend", options.backend, BACKENDS),
+        ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
+    ):
+        if value not in allowed:
+            raise UnsupportedError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+
+
+def _head(checkpoint: Checkpoint, reasons: list[str]) -> Head:
+    head = find_head(checkpoint.tensors)
+    architectures = checkpoint.config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else "unnamed"
+    if head is None or str(named).endswith("ForSequenceClassification"):
+        hint = (
+            "a sequence classifier scores whole texts, not steps"
+            if "SequenceClassification" in str(named)
+            else "expected score.weight, classifier.weight or score.0/score.2 weights"
+        )
+        raise UnsupportedError(
+            f"architecture {named} has no per-step head that is known: {hint}; see "
+            "`prm-edge export --help` for the families that export"
+        )
+    layers = ", ".join(f"{x.weight} [{x.outputs}, {x.inputs}]" for x in head.layers)
+    reasons.append(f"head: {head.kind} ({layers}), architecture {named}")
+    return head
+
+
+def _family(options: ExportOptions, head: Head, reasons: list[str]) -> Family:
+    if options.recipe is not None:
+        family = FAMILIES[options.recipe]
+        if head.kind not in family.heads:
+            raise CheckpointError(
+                f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "
+                f"checkpoint has {head.kind}; leave --recipe out to have it detected"
+            )
+        reasons.append(f"recipe: {family.name} ({family.title}), as asked")
+        return family
+    family = next(f for f in FAMILIES.values() if f.detected and head.kind in f.heads)
+    others = [f.name for f in FAMILIES.values() if head.kind in f.heads and f is not family]
+    also = f"; for {' or '.join(others)} pass --recipe" if others else ""
+    reasons.append(f"recipe: {family.name} ({family.title}), from the head{also}")
+    return family
+
+
+def _separator(
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    family: Family,
+    reasons: list[str],
+    notes: dict[str, str | int | float | bool | None],
+) -> str | None:
+    if family.separator is None:
+        if options.separator is not None:
+            raise CheckpointError(f"recipe {family.name!r} has no separator; leave --separator out")
+        return None
+    recorded = read_training_args(checkpoint.root / TRAINING_ARGS_NAME)
+    found = recorded.step_separator if recorded else None
+    if recorded is not None and recorded.max_length is not None:
+        notes["trained_max_length"] = recorded.max_length
+    if options.separator is not None:
+        reasons.append(f"separator: {options.separator!r}, as asked")
+        if found is not None and found != options.separator:
+            reasons.append(
+                f"WARNING: {TRAINING_ARGS_NAME} records the separator {found!r}; scores will be "
+                "wrong unless that file is from another run"
+            )
+        return options.separator
+    if found is not None:
+        reasons.append(f"separator: {found!r}, from {TRAINING_ARGS_NAME}")
+        return found
+    if family.separator != ASK:
+        reasons.append(f"separator: {family.separator!r}, as published for {family.name}")
+        return family.separator
+    raise CheckpointError(
+        f"a TRL checkpoint does not store its step separator and {checkpoint.root} has no "
+        f"readable {TRAINING_ARGS_NAME}: if it was trained with the default, run\n"
+        f"  prm-edge export {checkpoint.root} --separator '\\n'\n"
+        "or if its steps were separated by a blank line, run\n"
+        f"  prm-edge export {checkpoint.root} --separator '\\n\\n'"
+    )
+
+
+def _backend(
+    options: ExportOptions, checkpoint: Checkpoint, head: Head, reasons: list[str]
+) -> tuple[str, DecoderConfig | None]:
+    model_type = checkpoint.config.get("model_type")
+    native = model_type in ARCHITECTURES and head.kind != "classifier"
+    decoder = read_config(checkpoint.config) if native else None
+    backend = options.backend
+    if backend == "auto":
+        backend = NATIVE if native else OPTIMUM
+    if backend == NATIVE and decoder is None:
+        read_config(checkpoint.config)  # says which architectures there are
+        raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")
+    if backend == OPTIMUM and head.kind == "mlp":
+        raise UnsupportedError(
+            "optimum cannot export a two-layer head: its class is remote code; use --backend native"
+        )
+    if decoder is not None and head.layers[0].inputs != decoder.hidden:
+        raise CheckpointError(
+            f"{head.layers[0].weight} takes {head.layers[0].inputs} values, the hidden size is "
+            f"{decoder.hidden}; the checkpoint is damaged"
+        )
+    reasons.append(f"backend: {backend} (model_type {model_type})")
+    return backend, decoder
+
+
+def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int, int]:
+    """Rows of the embedding, and the longest record."""
+    if decoder is not None:
+        return decoder.vocab, decoder.max_positions
+    from .optimum_backend import limits
+
+    return limits(checkpoint)

@@ -1,0 +1,238 @@
+"""The proof: the packaged variant, run by the shipped runtime, against torch in float32.
+
+In: a scorer on the staged package, the reference, real worked solutions. Out: a report, and an
+error when the budget is exceeded. Probabilities alone can hide errors (a head with tiny logits
+puts every score near 0.5), so the relative error of the logits has a budget too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from prm_edge_runtime import Scorer, scoring
+from prm_edge_runtime.encoding import RecipeEncoder
+from prm_edge_runtime.errors import CheckpointError, ProofError
+from prm_edge_runtime.recipe import Score
+from prm_edge_runtime.selftest import TOLERANCE_KEY, Case
+
+SELF_TEST_CASES: Final = 4
+# precision -> (largest |dp|, relative RMS error of the logits, self-test tolerance)
+BUDGETS: Final[dict[str, tuple[float, float, float]]] = {"fp32": (1e-4, 1e-3, 1e-3)}
+WORST_SHOWN: Final = 5
+
+
+class Reference(Protocol):
+    """What the proof needs of :class:`.reference.Reference`."""
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(T,), (N,) -> (N, C)"""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One worked solution; ``label``: first wrong step, -1 for none, None when nobody knows."""
+
+    problem: str
+    steps: tuple[str, ...]
+    label: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One solution, scored by both: shapes (N, C) for logits, (N,) for scores."""
+
+    text: Text
+    reference_logits: NDArray[np.float64]
+    package_logits: NDArray[np.float64]
+    reference_scores: NDArray[np.float64]
+    package_scores: NDArray[np.float64]
+
+
+def load_texts(path: Path | None) -> tuple[list[Text], str]:
+    """Read worked solutions (bundled ones when ``path`` is None); also their SHA-256.
+
+    Raises:
+        CheckpointError: when the file cannot be read, or a line is not a worked solution.
+    """
+    source = path or Path(str(files("prm_edge_export"))) / "data" / "verification.jsonl"
+    try:
+        raw = source.read_bytes()
+        lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
+        texts = [_text(json.loads(line)) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"verification texts {source} cannot be read ({error!r}); each line must be a JSON "
+            'object {"problem": ..., "steps": [...]}, with "label" optional'
+        ) from error
+    if not texts:
+        raise CheckpointError(f"verification texts {source} hold no worked solution")
+    return texts, hashlib.sha256(raw).hexdigest()
+
+
+def _text(data: Any) -> Text:
+    steps, label = data["steps"], data.get("label")
+    if not isinstance(data["problem"], str) or not isinstance(steps, list) or not steps:
+        raise TypeError("problem must be a string and steps a list that is not empty")
+    if any(not isinstance(step, str) for step in steps):
+        raise TypeError("every step must be a string")
+    return Text(
+        problem=data["problem"],
+        steps=tuple(steps),
+        label=label if isinstance(label, int) else None,
+    )
+
+
+def compare(
+    scorer: Scorer,
+    encoder: RecipeEncoder,
+    reference: Reference,
+    texts: Iterable[Text],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Compared]:
+    """Score every text with the package and with torch.
+
+    Raises:
+        ProofError: when either returns numbers that are none.
+    """
+    results = []
+    for done, text in enumerate(texts):
+        encoded = encoder.encode(text.problem, text.steps)
+        if len(encoded.ids) > scorer.max_tokens:
+            continue
+        reference_logits = reference.run(encoded.ids, encoded.reads).astype(np.float64)
+        if not np.isfinite(reference_logits).all():
+            raise ProofError(
+                f"torch itself returns logits that are not finite for {text.problem[:40]!r}; "
+                "the checkpoint is damaged"
+            )
+        scored = scorer.score(text.problem, text.steps)
+        results.append(
+            Compared(
+                text=text,
+                reference_logits=reference_logits,
+                package_logits=np.array(scored.logits, dtype=np.float64),
+                reference_scores=_scores(reference_logits, scorer.recipe.score),
+                package_scores=np.array(scored.scores, dtype=np.float64),
+            )
+        )
+        progress(done + 1)
+    if not results:
+        raise ProofError(
+            f"every verification text is longer than the model's {scorer.max_tokens} tokens; "
+            "give shorter ones with --verify"
+        )
+    return results
+
+
+def _scores(logits: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
+    return scoring.scores_from_logits(logits.astype(np.float32), score)
+
+
+def measure(results: Sequence[Compared], threshold: float) -> dict[str, float | int]:
+    """The figures of the proof; see the README for what each means."""
+    differences = np.concatenate([abs(r.reference_scores - r.package_scores) for r in results])
+    reference = np.concatenate([r.reference_logits for r in results])
+    error = np.concatenate([r.package_logits for r in results]) - reference
+    # around the mean: a constant that every logit shares must not make errors look small
+    spread = float(np.sqrt(np.mean((reference - reference.mean(axis=0)) ** 2)))
+    first = [
+        (
+            scoring.first_error(r.reference_scores.tolist(), threshold),
+            scoring.first_error(r.package_scores.tolist(), threshold),
+        )
+        for r in results
+    ]
+    flips = sum(
+        int(((r.reference_scores < threshold) != (r.package_scores < threshold)).sum())
+        for r in results
+    )
+    figures: dict[str, float | int] = {
+        "solutions": len(results),
+        "steps": len(differences),
+        "max_abs_dp": float(differences.max()),
+        "mean_abs_dp": float(differences.mean()),
+        "logit_std": spread,
+        "logit_rel_rms": float(np.sqrt(np.mean(error**2))) / max(spread, 1e-30),
+        "step_flip_rate": flips / len(differences),
+        "first_error_agreement": sum(a == b for a, b in first) / len(first),
+    }
+    labelled = [
+        (r, pair) for r, pair in zip(results, first, strict=True) if r.text.label is not None
+    ]
+    if labelled:
+        labels = [r.text.label or 0 for r, _ in labelled]
+        figures["f1_torch"] = f1(labels, [pair[0] for _, pair in labelled])
+        figures["f1_package"] = f1(labels, [pair[1] for _, pair in labelled])
+    return figures
+
+
+def f1(labels: Sequence[int], found: Sequence[int | None]) -> float:
+    """ProcessBench's F1: harmonic mean of the accuracies on wrong and on clean solutions."""
+    pairs = [
+        (label, -1 if index is None else index) for label, index in zip(labels, found, strict=True)
+    ]
+    accuracies = []
+    for wanted in (True, False):
+        group = [label == index for label, index in pairs if (label >= 0) == wanted]
+        accuracies.append(sum(group) / len(group) if group else 0.0)
+    total = sum(accuracies)
+    return 2 * accuracies[0] * accuracies[1] / total if total else 0.0
+
+
+def check_budget(
+    figures: dict[str, float | int], results: Sequence[Compared], precision: str
+) -> str | None:
+    """What is over budget, as one text with the worst steps; None when everything is within."""
+    max_dp, rel_rms, _ = BUDGETS[precision]
+    over = [
+        f"{name} {figures[name]:.3g} > {limit:g}"
+        for name, limit in (("max_abs_dp", max_dp), ("logit_rel_rms", rel_rms))
+        if not figures[name] <= limit
+    ]
+    if not over:
+        return None
+    worst = sorted(
+        (
+            (abs(r.reference_scores[i] - r.package_scores[i]), r, i)
+            for r in results
+            for i in range(len(r.reference_scores))
+        ),
+        key=lambda item: -item[0],
+    )[:WORST_SHOWN]
+    rows = [
+        f"  |dp| {dp:.6f}  torch {r.reference_scores[i]:.6f}  package {r.package_scores[i]:.6f}  "
+        f"step {i} of {r.text.problem[:40]!r}"
+        for dp, r, i in worst
+    ]
+    return f"over the {precision} budget: {', '.join(over)}; worst steps:\n" + "\n".join(rows)
+
+
+def self_test_cases(results: Sequence[Compared]) -> list[Case]:
+    """A few cases to keep in the package: the shortest, so that a check takes moments."""
+    shortest = sorted(results, key=lambda r: len(r.text.problem) + sum(map(len, r.text.steps)))
+    return [
+        Case(
+            problem=r.text.problem,
+            steps=r.text.steps,
+            scores=tuple(float(score) for score in r.reference_scores),
+        )
+        for r in shortest[:SELF_TEST_CASES]
+    ]
+
+
+def summary(figures: dict[str, float | int], precision: str, drift: bool) -> dict[str, Any]:
+    """The flat proof that the manifest keeps for a variant."""
+    return {
+        **{key: round(v, 9) if isinstance(v, float) else v for key, v in figures.items()},
+        TOLERANCE_KEY: max(BUDGETS[precision][2], 2 * float(figures["max_abs_dp"])),
+        "allowed_drift": drift,
+    }

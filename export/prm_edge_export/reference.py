@@ -1,0 +1,198 @@
+"""The reference: transformers' own modules in float32, built from whitelisted values only.
+
+The config object is made from the normalised config, never from the checkpoint's file, so that no
+key of it can run code or be misread by one transformers version; what the modules then really
+hold (epsilon, rotary frequencies, windows, activation) is compared with ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from prm_edge_runtime.errors import CheckpointError, ProofError
+
+from .checkpoint import Tensors
+from .heads import LINEAR, Head
+from .model_config import DecoderConfig
+from .rope import inverse_frequencies
+
+# Tensors that checkpoints carry and the score never sees. Anything else unused is an error.
+KNOWN_UNUSED: Final = ("lm_head.weight",)
+KNOWN_UNUSED_ENDINGS: Final = (".rotary_emb.inv_freq",)
+
+LOGIT_CLASSES: Final = {
+    "llama": "LlamaForTokenClassification",
+    "qwen2": "Qwen2ForTokenClassification",
+}
+BACKBONES: Final = {"llama": "LlamaModel", "qwen2": "Qwen2Model"}
+CONFIGS: Final = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}
+
+
+class Reference:
+    """A loaded reference model: ids and read positions in, logits out."""
+
+    def __init__(self, backbone: Any, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.backbone: Final = backbone
+        self._logits = logits
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run one record. (T,), (N,) -> (N, C)"""
+        with torch.inference_mode():
+            logits = self._logits(torch.from_numpy(ids)[None, :])  # (1, T, C)
+            picked: NDArray[np.float32] = logits[0, torch.from_numpy(reads)].numpy()
+        return picked
+
+
+def refuse_unused(tensors: Tensors) -> list[str]:
+    """Return the known-unused tensors; every other tensor must have been read.
+
+    Raises:
+        CheckpointError: naming the tensors that nothing used.
+    """
+    unused = [name for name in tensors if name not in tensors.used]
+    known = [n for n in unused if n in KNOWN_UNUSED or n.endswith(KNOWN_UNUSED_ENDINGS)]
+    unknown = sorted(set(unused) - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors of the checkpoint would not be used, first "
+            f"{', '.join(unknown[:4])}: this is not the architecture its config.json says"
+        )
+    return known
+
+
+def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Reference:
+    """Build transformers' module for the architecture and fill it with the checkpoint's weights.
+
+    Raises:
+        ProofError: when the module does not hold what the normalised config says.
+        CheckpointError: when tensors are missing or left over.
+    """
+    import transformers
+
+    hf_config = getattr(transformers, CONFIGS[config.model_type])(**_config_values(config, head))
+    if head.kind == LINEAR:
+        model = getattr(transformers, LOGIT_CLASSES[config.model_type])(hf_config).eval()
+        backbone = model.model
+        _fill(model, tensors, optional=("score.bias",))
+
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+            return result
+
+    else:
+        # The remote class of Qwen2.5-Math-PRM is a Qwen2Model with this head on its last hidden
+        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run.
+        backbone = getattr(transformers, BACKBONES[config.model_type])(hf_config).eval()
+        top = _mlp(head).eval()
+        whole = torch.nn.ModuleDict({"model": backbone, "score": top})
+        _fill(whole, tensors, optional=())
+
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
+            result: torch.Tensor = top(hidden)
+            return result
+
+    check_same(backbone, config)
+    return Reference(backbone, logits)
+
+
+def _mlp(head: Head) -> torch.nn.Sequential:
+    first, second = head.layers
+    return torch.nn.Sequential(
+        torch.nn.Linear(first.inputs, first.outputs),
+        torch.nn.ReLU(),
+        torch.nn.Linear(second.inputs, second.outputs),
+    )
+
+
+def _fill(model: torch.nn.Module, tensors: Tensors, optional: tuple[str, ...]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in optional and name not in tensors:
+                parameter.zero_()
+                continue
+            parameter.copy_(tensors.torch(name, tuple(parameter.shape)))
+
+
+def _config_values(config: DecoderConfig, head: Head) -> dict[str, Any]:
+    """Keyword arguments for transformers' config class, in the installed version's spelling."""
+    import transformers
+
+    values: dict[str, Any] = {
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.eps,
+        "max_position_embeddings": config.max_positions,
+        "hidden_act": "silu",
+        "num_labels": head.logits,
+        "attn_implementation": "eager",
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if config.model_type == "llama":
+        values |= {"attention_bias": config.o_bias, "mlp_bias": config.mlp_bias}
+    else:
+        values["use_sliding_window"] = False
+    scaling = {"rope_type": config.rope.kind, **config.rope.parameters}
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        values["rope_parameters"] = {"rope_theta": config.rope.theta, **scaling}
+    else:
+        values["rope_theta"] = config.rope.theta
+        values["rope_scaling"] = None if config.rope.kind == "default" else scaling
+    return values
+
+
+def check_same(backbone: Any, config: DecoderConfig) -> None:
+    """Compare what the reference's modules really hold with the normalised config.
+
+    Raises:
+        ProofError: naming every value that differs.
+    """
+    inverse, attention = inverse_frequencies(config.rope, config.head_dim, config.max_positions)
+    layers = list(backbone.layers)
+    first = layers[0]
+    norms = [
+        backbone.norm,
+        *(n for x in layers for n in (x.input_layernorm, x.post_attention_layernorm)),
+    ]
+    pairs: dict[str, tuple[object, object]] = {
+        "layers": (len(layers), config.layers),
+        "head size": (first.self_attn.head_dim, config.head_dim),
+        "query width": (first.self_attn.q_proj.out_features, config.heads * config.head_dim),
+        "key width": (first.self_attn.k_proj.out_features, config.kv_heads * config.head_dim),
+        "attention scale": (first.self_attn.scaling, config.head_dim**-0.5),
+        "query bias": (first.self_attn.q_proj.bias is not None, config.qkv_bias),
+        "output bias": (first.self_attn.o_proj.bias is not None, config.o_bias),
+        "mlp bias": (first.mlp.gate_proj.bias is not None, config.mlp_bias),
+        "rms_norm_eps": ({n.variance_epsilon for n in norms}, {config.eps}),
+        "activation": (
+            float(first.mlp.act_fn(torch.ones(()))),
+            float(torch.sigmoid(torch.ones(()))),
+        ),
+        "sliding windows": (
+            {getattr(layer.self_attn, "sliding_window", None) for layer in layers},
+            {None},
+        ),
+        "rotary factor": (float(backbone.rotary_emb.attention_scaling), float(attention)),
+        "rotary frequencies": (
+            bool(torch.allclose(backbone.rotary_emb.inv_freq, inverse, rtol=1e-6, atol=0)),
+            True,
+        ),
+    }
+    wrong = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if wrong:
+        listed = "; ".join(f"{name}: transformers {a}, ours {b}" for name, (a, b) in wrong.items())
+        raise ProofError(
+            f"transformers built another model than config.json describes: {listed}; "
+            "please report this with the config.json"
+        )

@@ -1,0 +1,5 @@
+"""Score the steps of worked solutions with a process reward model, without torch."""
+
+from prm_edge_runtime import PrmEdgeError, Ranking, Recipe, Scorer, StepScores, __version__
+
+__all__ = ["PrmEdgeError", "Ranking", "Recipe", "Scorer", "StepScores", "__version__"]

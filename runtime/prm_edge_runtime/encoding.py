@@ -1,0 +1,212 @@
+"""Turn a problem and its steps into token ids and read positions, as a recipe says.
+
+In: ``tokenizer.json`` bytes, a recipe, text. Out: ids (T,) and read positions (N,), one per step.
+The one place that imports ``tokenizers``. Shapes: T tokens, N steps.
+
+Text of a problem or a step never yields an added token, special or not: a student who types
+``<extra_0>`` must not shift the scores. ``encode_special_tokens=True`` of tokenizers still matches
+added tokens that are not special, so all text goes through a copy that has no added tokens at all;
+template tokens come from the recipe as ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .errors import InputError, InputTypeError, RecipeError
+from .recipe import Part, Recipe, Slot, Text, Tokens
+
+Run = str | tuple[int, ...]  # text still to be encoded as one string, or ids that stand as they are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """One record as the model sees it.
+
+    ``ids``: int64 (T,). ``reads``: int64 (N,), strictly increasing positions in ``ids``, the one
+    at index k scoring step k. Nothing after the last read is encoded: no score depends on it.
+    """
+
+    ids: NDArray[np.int64]
+    reads: NDArray[np.int64]
+
+
+def check_text(text: object, what: str) -> str:
+    """Return ``text`` if it is a string that can be encoded.
+
+    Raises:
+        InputTypeError: when it is not a string.
+        InputError: when it holds a lone surrogate, which no UTF-8 text can.
+    """
+    if not isinstance(text, str):
+        raise InputTypeError(f"{what} must be a string, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which is not valid text; decode it as UTF-8 before scoring"
+        ) from None
+    return text
+
+
+def check_steps(steps: object, what: str = "steps") -> list[str]:
+    """Return ``steps`` as a list of encodable strings.
+
+    Raises:
+        InputTypeError: for one string, or anything that is not a sequence of strings.
+        InputError: when a step cannot be encoded.
+    """
+    if isinstance(steps, str | bytes):
+        raise InputTypeError(
+            f"{what} must be a list of strings, got one {type(steps).__name__}; "
+            "cut a whole response into steps with scorer.split(response)"
+        )
+    if not isinstance(steps, Sequence):
+        raise InputTypeError(f"{what} must be a list of strings, got {type(steps).__name__}")
+    return [check_text(step, f"{what}[{index}]") for index, step in enumerate(steps)]
+
+
+class RecipeEncoder:
+    """Encodes records for one recipe with one tokenizer. Thread-safe."""
+
+    def __init__(self, tokenizer_json: bytes, recipe: Recipe) -> None:
+        """Prepare the tokenizer and check that the recipe fits it.
+
+        Raises:
+            RecipeError: when the tokenizer cannot be read, or a token part of the recipe is
+                spelled differently by it.
+        """
+        self.recipe = recipe
+        try:
+            data: dict[str, Any] = json.loads(tokenizer_json)
+            self._added = {int(t["id"]): str(t["content"]) for t in data.get("added_tokens", [])}
+            # A tokenizer.json may ask for truncation or padding: both would be silently wrong here.
+            bare = {
+                **data,
+                "added_tokens": [],
+                "post_processor": None,
+                "truncation": None,
+                "padding": None,
+            }
+            self._tokenizer = Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise RecipeError(f"tokenizer.json cannot be read: {error}") from error
+        self._forbidden = np.array(sorted(self._added.keys() - self._unknown(data)), dtype=np.int64)
+        for part in (*recipe.prompt, *recipe.between, *recipe.step):
+            if isinstance(part, Tokens):
+                self._check_spelling(part)
+
+    def _unknown(self, data: dict[str, Any]) -> set[int]:
+        # [UNK] is an added token that ordinary text may rightly become (WordPiece, Unigram)
+        model = data.get("model", {})
+        token = model.get("unk_token")
+        found = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+        return {index for index in (found, model.get("unk_id")) if isinstance(index, int)}
+
+    def _check_spelling(self, part: Tokens) -> None:
+        ids = self.spell(part.text)
+        if ids != part.ids:
+            raise RecipeError(
+                f"the recipe expects {part.text!r} to be token {list(part.ids)}, but this "
+                f"tokenizer encodes it as {list(ids)}; use the tokenizer the model was trained with"
+            )
+
+    def spell(self, text: str) -> tuple[int, ...]:
+        """Encode template text, in which added tokens do count."""
+        if not self._added:
+            return tuple(self._ids([text])[0])
+        by_content = {content: index for index, content in self._added.items()}
+        longest_first = sorted(by_content, key=len, reverse=True)
+        pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        ids: list[int] = []
+        for piece in filter(None, pieces):
+            ids.extend([by_content[piece]] if piece in by_content else self._ids([piece])[0])
+        return tuple(ids)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode(self, problem: str, steps: Sequence[str]) -> Encoded:
+        """Encode one record. ``steps`` may be empty; an empty step is a step.
+
+        Raises:
+            InputTypeError, InputError: for text that is not text.
+            RecipeError: when text yields an added token after all.
+        """
+        runs, reads_at = self._runs(check_text(problem, "problem"), check_steps(steps))
+        texts = [run for run in runs if isinstance(run, str)]
+        encoded = iter(self._ids(texts))
+        pieces = [next(encoded) if isinstance(run, str) else run for run in runs]
+        text_ids = np.array(
+            [i for run, ids in zip(runs, pieces, strict=True) if isinstance(run, str) for i in ids],
+            dtype=np.int64,
+        )
+        self._refuse_added(text_ids)
+        starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+        ids = np.array([i for piece in pieces for i in piece], dtype=np.int64)
+        reads = np.array([starts[run] + offset for run, offset in reads_at], dtype=np.int64)
+        if len(reads) != len(steps):
+            raise RecipeError(f"{len(reads)} read positions for {len(steps)} steps")
+        end = int(reads[-1]) + 1 if len(reads) else len(ids)
+        return Encoded(ids=ids[:end], reads=reads)
+
+    def _refuse_added(self, text_ids: NDArray[np.int64]) -> None:
+        if len(self._forbidden) and np.isin(text_ids, self._forbidden).any():
+            found = int(text_ids[np.isin(text_ids, self._forbidden)][0])
+            raise RecipeError(
+                f"plain text was encoded as the added token {self._added[found]!r} ({found}), "
+                "which would shift the scores; this tokenizer is not supported, please report it"
+            )
+
+    def _runs(self, problem: str, steps: list[str]) -> tuple[list[Run], list[tuple[int, int]]]:
+        """Lay the record out: runs, and for each step (index of its run, offset in that run)."""
+        runs: list[Run] = []
+        reads: list[tuple[int, int]] = []
+        joint = self.recipe.encode == "joint"
+        for part, text in self._filled(problem, steps):
+            if isinstance(part, Tokens):
+                runs.append(part.ids)
+                if part.read is not None:
+                    reads.append((len(runs) - 1, part.read % len(part.ids)))
+            elif joint and runs and isinstance(runs[-1], str):
+                runs[-1] += text
+            else:
+                runs.append(text)
+        return runs, reads
+
+    def _filled(self, problem: str, steps: list[str]) -> Iterator[tuple[Part, str]]:
+        for part in self.recipe.prompt:
+            yield part, _fill(part, problem)
+        for index, step in enumerate(steps):
+            for part in self.recipe.between if index else ():
+                yield part, _fill(part, "")
+            for part in self.recipe.step:
+                yield part, _fill(part, step)
+
+    def split(self, response: str) -> list[str]:
+        """Cut a raw response into steps by the recipe's own rule.
+
+        Pieces that are only whitespace are dropped: they are not steps.
+
+        Raises:
+            InputTypeError, InputError: for text that is not text.
+        """
+        rule = self.recipe.split
+        pieces = check_text(response, "response").split(rule.separator)
+        return [piece.strip() if rule.strip else piece for piece in pieces if piece.strip()]
+
+
+def _fill(part: Part, slot: str) -> str:
+    if isinstance(part, Slot):
+        return slot
+    return part.text if isinstance(part, Text | Tokens) else ""

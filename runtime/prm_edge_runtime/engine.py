@@ -1,0 +1,142 @@
+"""Run one variant's graph: token ids and read positions in, logits out.
+
+Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import contract
+from .errors import EngineError, PackageFormatError
+from .manifest import Variant
+from .ort import open_session
+
+# GroupQueryAttention takes another path for a query tile of one row, whose last bits differ, and
+# quantized layers amplify them. A run never has a length of 1 modulo this.
+TILE: Final = 16
+
+
+class Engine(Protocol):
+    """What the scorer needs: one record in, the logits of its read positions out."""
+
+    causal: bool
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run one record. (T,), (N,) -> (N, C)"""
+        ...
+
+
+def open_engine(graph: Path, variant: Variant, *, logits: int, threads: int) -> Engine:
+    """Open a variant's graph and check it against the contract.
+
+    Raises:
+        DeviceError, EngineError: see :func:`.ort.open_session`.
+        PackageFormatError: when the graph's inputs or outputs are not the contract's.
+    """
+    session = open_session(graph, device=variant.device, threads=threads)
+    if variant.interface == "decoder":
+        return DecoderEngine(session, variant, logits)
+    return StatelessEngine(session, variant, logits)
+
+
+class DecoderEngine:
+    """A causal graph with its KV cache in and out (contract ``decoder``)."""
+
+    causal: Final = True
+
+    def __init__(self, session: Any, variant: Variant, logits: int) -> None:
+        shape = (variant.layers, variant.kv_heads, variant.head_dim)
+        _check(session.get_inputs(), contract.decoder_inputs(*shape), variant.name)
+        _check(session.get_outputs(), contract.decoder_outputs(*shape), variant.name)
+        self._session = session
+        self._logits = logits
+        empty = np.zeros((1, variant.kv_heads, 0, variant.head_dim), dtype=np.float32)
+        self._no_past = {
+            contract.past_name(layer, part): empty
+            for layer in range(variant.layers)
+            for part in ("key", "value")
+        }
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
+        if len(ids) % TILE == 1:
+            # A token nobody reads, after all that are: causal, so it changes nothing before it.
+            ids = np.append(ids, ids[-1])
+        feeds = {
+            contract.INPUT_IDS.name: ids[None, :],
+            contract.READS.name: reads,
+            contract.LAST_TOKEN.name: np.array([len(ids) - 1], dtype=np.int32),
+            contract.TOTAL_TOKENS.name: np.array(len(ids), dtype=np.int32),
+            **self._no_past,
+        }
+        (logits,) = _run(self._session, [contract.LOGITS.name], feeds)
+        return _shaped(logits, (len(reads), self._logits))
+
+
+class StatelessEngine:
+    """A graph without cache that returns logits for every token (contract ``stateless``)."""
+
+    causal: Final = False
+
+    def __init__(self, session: Any, variant: Variant, logits: int) -> None:
+        optional = {tensor.name for tensor in contract.STATELESS_OPTIONAL}
+        given = session.get_inputs()
+        required = [value for value in given if value.name not in optional]
+        _check(required, contract.STATELESS_REQUIRED, variant.name)
+        _check(session.get_outputs(), (contract.TOKEN_LOGITS,), variant.name)
+        self._session = session
+        self._logits = logits
+        self._inputs = {value.name for value in given}
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run one record whole. (T,), (N,) -> (N, C)"""
+        row = ids[None, :]
+        feeds = {
+            contract.INPUT_IDS.name: row,
+            contract.ATTENTION_MASK.name: np.ones_like(row),
+            contract.TOKEN_TYPE_IDS.name: np.zeros_like(row),
+            contract.POSITION_IDS.name: np.arange(len(ids), dtype=np.int64)[None, :],
+        }
+        used = {name: value for name, value in feeds.items() if name in self._inputs}
+        (logits,) = _run(self._session, [contract.TOKEN_LOGITS.name], used)
+        everywhere = _shaped(logits, (1, len(ids), self._logits))
+        return np.ascontiguousarray(everywhere[0, reads])
+
+
+def _check(given: Sequence[Any], expected: Sequence[contract.Tensor], variant: str) -> None:
+    actual = {value.name: (value.type, len(value.shape)) for value in given}
+    wanted = {tensor.name: (tensor.type, len(tensor.axes)) for tensor in expected}
+    if actual == wanted:
+        return
+    odd = sorted(actual.items() ^ wanted.items())[:4]
+    raise PackageFormatError(
+        f"the graph of variant {variant!r} does not follow the package format: expected "
+        f"{len(wanted)} tensors, found {len(actual)}, first differences "
+        f"{', '.join(f'{name} {kind} rank {rank}' for name, (kind, rank) in odd)}; "
+        "export the checkpoint again"
+    )
+
+
+def _run(session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+    try:
+        outputs: list[Any] = session.run(names, feeds)
+    except Exception as error:  # onnxruntime raises many unrelated types
+        tokens = feeds[contract.INPUT_IDS.name].shape[1]
+        raise EngineError(f"onnxruntime failed on a run of {tokens} tokens: {error}") from error
+    return outputs
+
+
+def _shaped(array: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if array.shape != shape or array.dtype != np.float32:
+        raise EngineError(
+            f"the graph returned logits of shape {array.shape} and type {array.dtype}, "
+            f"expected {shape} and float32; export the checkpoint again"
+        )
+    result: NDArray[np.float32] = array
+    return result

@@ -1,0 +1,113 @@
+"""The one place that imports onnxruntime and opens a session.
+
+Every session is opened the same way, so that nothing can forget what keeps scores exact and
+private: telemetry off before the import, exact 8-bit products on every x86, warnings to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+logger = logging.getLogger("prm_edge")
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def load_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    Since 1.29 the Linux and macOS wheels send usage events unless this variable is set before the
+    library is loaded (onnxruntime docs/Privacy.md).
+
+    Raises:
+        RuntimeMissingError: when neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissingError(
+            "onnxruntime cannot be imported "
+            f"({error}); install one: pip install 'prm-edge[cpu]', or 'prm-edge[gpu]' for CUDA"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise RuntimeMissingError(
+            "onnxruntime is installed but broken (it has no InferenceSession), as when onnxruntime "
+            "and onnxruntime-gpu overwrite each other; run pip uninstall onnxruntime "
+            "onnxruntime-gpu, then pip install 'prm-edge[cpu]' or 'prm-edge[gpu]'"
+        )
+    # Also when the caller had imported it before us.
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads for one session: the argument, else ``PRM_EDGE_THREADS``, else 0 (every core).
+
+    Raises:
+        ConfigError: when it is not a whole number of 0 or more.
+    """
+    source = "threads"
+    value: object = threads
+    if threads is None:
+        source = "PRM_EDGE_THREADS"
+        value = os.environ.get(source, "").strip() or "0"
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < 0 or isinstance(value, bool):
+        raise ConfigError(
+            f"{source} must be a whole number, 1 or more, or 0 for every core; got {value!r}"
+        )
+    return number
+
+
+def cuda_available() -> bool:
+    """Whether the installed onnxruntime was built with the CUDA execution provider."""
+    return PROVIDERS["cuda"] in load_onnxruntime().get_available_providers()
+
+
+def open_session(path: Path, *, device: str, threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph on exactly the device asked for; there is no fallback.
+
+    Raises:
+        DeviceError: when the provider is missing or the session ended up elsewhere.
+        EngineError: when onnxruntime cannot load the graph.
+    """
+    ort = load_onnxruntime()
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise DeviceError(
+            f"device {device!r} needs {provider}, which this onnxruntime {ort.__version__} does "
+            f"not have (it has {', '.join(ort.get_available_providers())}); "
+            "run pip uninstall onnxruntime, then pip install 'prm-edge[gpu]'"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: they come back as exceptions
+    # Without it uint8 x int8 products saturate on x86 CPUs that lack VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises many unrelated types
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
+    actual = session.get_providers()
+    if actual[:1] != [provider]:
+        raise DeviceError(
+            f"device {device!r} was asked for, but onnxruntime put the session on "
+            f"{', '.join(actual)}; check the CUDA and cuDNN libraries, or pass device='cpu'"
+        )
+    logger.debug("opened %s on %s", path, actual)
+    return session

@@ -1,0 +1,87 @@
+"""What scoring returns: frozen data, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from . import scoring
+
+SCORED: Final = "scored"
+TOO_LONG: Final = "too_long"
+STATUSES: Final = (SCORED, TOO_LONG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepScores:
+    """Scores of one solution, one entry per step given.
+
+    ``scores``: in the recipe's range, None where ``status`` is not ``scored``.
+    ``status``: ``scored``, or ``too_long`` for a step that ends beyond the package's limit.
+    ``threshold``: a score below it counts as an error. ``n_tokens``: length of the whole record;
+    ``n_tokens_run``: tokens the model really ran for it. ``default_aggregate``: the recipe's own.
+    """
+
+    scores: tuple[float | None, ...]
+    status: tuple[str, ...]
+    threshold: float
+    n_tokens: int
+    n_tokens_run: int
+    aggregates: tuple[str, ...]
+    default_aggregate: str
+    logits: tuple[tuple[float, ...] | None, ...] = field(repr=False)
+
+    @property
+    def first_error(self) -> int | None:
+        """Index of the first step below the threshold, before the first null; None if none."""
+        return scoring.first_error(self.scores, self.threshold)
+
+    @property
+    def verdict(self) -> str:
+        """``sound``, ``flawed`` or ``unknown``."""
+        return scoring.verdict(self.scores, self.threshold)
+
+    def aggregate(self, by: str | None = None) -> float | None:
+        """One number for the solution; None when a step has no score, or there are no steps.
+
+        Raises:
+            ConfigError: when the recipe does not define the aggregate ``by``.
+        """
+        return scoring.aggregate(self.scores, by or self.default_aggregate, self.aggregates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Candidates of one problem, compared.
+
+    ``order``: candidate indices, best first; ties keep the input order; candidates without an
+    aggregate come last. ``best``: the first of them, None when no candidate has an aggregate.
+    ``best_sound``: the first whose verdict is ``sound``, None when there is none.
+    """
+
+    candidates: tuple[StepScores, ...]
+    order: tuple[int, ...]
+    best: int | None
+    best_sound: int | None
+    by: str
+
+
+def rank(candidates: tuple[StepScores, ...], by: str) -> Ranking:
+    """Order candidates by an aggregate, best first.
+
+    Raises:
+        ConfigError: when the recipe does not define the aggregate ``by``.
+    """
+    values = [candidate.aggregate(by) for candidate in candidates]
+    known = [index for index, value in enumerate(values) if value is not None]
+    missing = [index for index, value in enumerate(values) if value is None]
+    # sorted() is stable, so equal values keep the order in which they were given
+    ordered = sorted(known, key=lambda index: -(values[index] or 0.0)) + missing
+    sound = [index for index in ordered if candidates[index].verdict == scoring.SOUND]
+    return Ranking(
+        candidates=candidates,
+        order=tuple(ordered),
+        best=ordered[0] if known else None,
+        best_sound=sound[0] if sound else None,
+        by=by,
+    )

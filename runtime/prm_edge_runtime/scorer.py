@@ -1,0 +1,266 @@
+"""Score the steps of worked solutions with a package: the public face of the runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ort, scoring, selftest
+from .encoding import RecipeEncoder, check_steps, check_text
+from .engine import Engine, open_engine
+from .errors import ConfigError, InputTypeError, PackageNotFoundError, VariantError
+from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
+from .package import Package, choose_variant, open_package
+from .recipe import Recipe
+from .results import SCORED, TOO_LONG, Ranking, StepScores
+from .results import rank as rank_scores
+
+logger = logging.getLogger("prm_edge")
+
+DEVICES: Final = ("auto", "cpu", "cuda")
+PACKAGE_VARIABLE: Final = "PRM_EDGE_PACKAGE"
+DEVICE_VARIABLE: Final = "PRM_EDGE_DEVICE"
+
+
+class Scorer:
+    """A loaded package. Thread-safe; use :meth:`load` to make one.
+
+    ``device`` and ``variant`` say what really runs; ``source`` says where the package came from
+    (``argument``, ``PRM_EDGE_PACKAGE`` or ``embedded``).
+    """
+
+    def __init__(self, package: Package, variant: Variant, engine: Engine, source: str) -> None:
+        self.package: Final = package
+        self.source: Final = source
+        self.recipe: Final[Recipe] = package.manifest.recipe
+        self.max_tokens: Final = package.manifest.max_tokens
+        self.threshold: Final = package.manifest.threshold(variant.name)
+        self._variant = variant
+        self._engine: Engine | None = engine
+        self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        variant: str | None = None,
+        threads: int | None = None,
+        verify: str = "auto",
+        self_test: bool = False,
+    ) -> Scorer:
+        """Open a package and its best variant for the device.
+
+        Args:
+            path: package folder; without one ``PRM_EDGE_PACKAGE``, else the embedded default.
+            device: ``cpu``; ``cuda``, which never falls back; or ``auto``, which takes CUDA when
+                the package and the machine have it. Without one ``PRM_EDGE_DEVICE``, else auto.
+            variant: a variant's name, instead of the best one for the device.
+            threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
+            verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
+            self_test: score the package's stored cases first and compare with torch's scores.
+
+        Raises:
+            PackageError: no such package, damaged files, or no variant for this device.
+            DeviceError: the device asked for cannot be had, or onnxruntime is not installed.
+            ConfigError: an option or environment variable with an impossible value.
+            SelfTestError: this machine does not reproduce the stored scores.
+        """
+        where, source = _package_path(path)
+        package = open_package(where, verify=verify)
+        chosen = _choose(package, _device(device), variant)
+        scorer = cls.from_package(package, chosen, threads=threads, source=source)
+        if chosen.proof.get("allowed_drift"):
+            logger.warning(
+                "variant %s of %s was exported with --allow-drift: its scores differ from "
+                "torch's by more than the budget",
+                chosen.name,
+                package.manifest.name,
+            )
+        if self_test:
+            scorer.self_test()
+        return scorer
+
+    @classmethod
+    def from_package(
+        cls,
+        package: Package,
+        variant: Variant,
+        *,
+        threads: int | None = None,
+        source: str = "argument",
+    ) -> Scorer:
+        """Run one variant of a package that is open already.
+
+        Raises:
+            DeviceError, ConfigError: as :meth:`load`.
+            PackageError: when the graph does not follow the format.
+        """
+        engine = open_engine(
+            package.path(variant.graph),
+            variant,
+            logits=package.manifest.recipe.logits,
+            threads=ort.thread_count(threads),
+        )
+        return cls(package, variant, engine, source)
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``: where the session really runs."""
+        return self._variant.device
+
+    @property
+    def variant(self) -> str:
+        """The name of the variant that runs."""
+        return self._variant.name
+
+    def score(self, problem: str, steps: Sequence[str]) -> StepScores:
+        """Score every step of one solution.
+
+        A step that ends beyond ``max_tokens`` gets None and the status ``too_long``; the steps
+        before it keep their scores where the model is causal.
+
+        Raises:
+            InputTypeError: for one string instead of a list; cut it with :meth:`split`.
+            InputError: for text that cannot be encoded.
+            EngineError: when the model fails or returns a number that is none.
+        """
+        encoded = self._encoder.encode(problem, steps)
+        ids, reads = encoded.ids, encoded.reads
+        fitting = int(np.searchsorted(reads, self.max_tokens))  # reads before the limit
+        engine = self._open_engine()
+        if fitting < len(reads) and not engine.causal:
+            fitting = 0  # every score depends on the whole record
+        logits = np.zeros((0, self.recipe.logits), dtype=np.float32)
+        n_run = 0
+        if fitting:
+            n_run = int(reads[fitting - 1]) + 1
+            logits = engine.run(ids[:n_run], reads[:fitting])
+        return self._result(logits, len(reads), len(ids), n_run)
+
+    def _result(
+        self, logits: NDArray[np.float32], n_steps: int, n_tokens: int, n_run: int
+    ) -> StepScores:
+        scores = scoring.scores_from_logits(logits, self.recipe.score)
+        missing = n_steps - len(scores)
+        return StepScores(
+            scores=(*(float(score) for score in scores), *(None,) * missing),
+            status=(SCORED,) * len(scores) + (TOO_LONG,) * missing,
+            threshold=self.threshold,
+            n_tokens=n_tokens,
+            n_tokens_run=n_run,
+            aggregates=self.recipe.aggregates,
+            default_aggregate=self.recipe.aggregate,
+            logits=(*(tuple(map(float, row)) for row in logits), *(None,) * missing),
+        )
+
+    def score_many(self, items: Iterable[tuple[str, Sequence[str]]]) -> list[StepScores]:
+        """Score several solutions, in order, with the same numbers as one by one.
+
+        Raises:
+            InputTypeError, InputError, EngineError: as :meth:`score`, for the first bad item.
+        """
+        return [self.score(problem, steps) for problem, steps in items]
+
+    def rank(
+        self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
+    ) -> Ranking:
+        """Compare candidate solutions of one problem by an aggregate (the recipe's own if None).
+
+        Raises:
+            InputTypeError, InputError, EngineError: as :meth:`score`.
+            ConfigError: when the recipe does not define the aggregate ``by``.
+        """
+        by = by or self.recipe.aggregate
+        scoring.aggregate((), by, self.recipe.aggregates)  # refuse before any work is done
+        check_text(problem, "problem")
+        if isinstance(candidates, str | bytes) or not isinstance(candidates, Sequence):
+            raise InputTypeError(
+                f"candidates must be a list of lists of steps, got {type(candidates).__name__}"
+            )
+        checked = [check_steps(c, f"candidates[{index}]") for index, c in enumerate(candidates)]
+        return rank_scores(tuple(self.score(problem, steps) for steps in checked), by)
+
+    def split(self, response: str) -> list[str]:
+        """Cut a raw response into steps by the recipe's own rule; blank pieces are dropped."""
+        return self._encoder.split(response)
+
+    def self_test(self) -> float:
+        """Score the stored cases; return the largest |difference| from torch's scores.
+
+        Raises:
+            SelfTestError: when it exceeds what the package allows for this variant.
+        """
+        tolerance = self._variant.proof.get(selftest.TOLERANCE_KEY)
+        if not isinstance(tolerance, int | float):
+            raise VariantError(
+                f"variant {self._variant.name!r} records no {selftest.TOLERANCE_KEY}, so its "
+                "self-test cannot be judged; export the checkpoint again"
+            )
+        cases = selftest.load_cases(self.package.read_bytes(SELFTEST_NAME))
+        return selftest.check(cases, lambda p, s: self.score(p, s).scores, float(tolerance))
+
+    def close(self) -> None:
+        """Free the model. Scoring afterwards raises; closing twice does not."""
+        self._engine = None
+
+    def _open_engine(self) -> Engine:
+        engine = self._engine
+        if engine is None:
+            raise ConfigError("this Scorer is closed; load the package again with Scorer.load")
+        return engine
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _package_path(path: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    if path is not None:
+        return Path(path), "argument"
+    named = os.environ.get(PACKAGE_VARIABLE, "").strip()
+    if named:
+        return Path(named), PACKAGE_VARIABLE
+    embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
+    if embedded.is_dir():
+        return embedded, "embedded"
+    raise PackageNotFoundError(
+        "no package was named and this build embeds none; pass its folder, or set "
+        f"{PACKAGE_VARIABLE}; make one with: prm-edge export CHECKPOINT"
+    )
+
+
+def _device(device: str | None) -> str:
+    source = "device" if device is not None else DEVICE_VARIABLE
+    name = device if device is not None else os.environ.get(DEVICE_VARIABLE, "").strip() or "auto"
+    if name not in DEVICES:
+        raise ConfigError(f"{source} must be one of {', '.join(DEVICES)}; got {name!r}")
+    return name
+
+
+def _choose(package: Package, device: str, name: str | None) -> Variant:
+    manifest = package.manifest
+    if device != "auto":
+        return choose_variant(manifest, device=device, name=name)
+    if name is not None:
+        return choose_variant(manifest, device=package.variant(name).device, name=name)
+    has = {variant.device for variant in manifest.variants}
+    device = "cuda" if "cuda" in has and (ort.cuda_available() or "cpu" not in has) else "cpu"
+    logger.info("device auto: chose %s (the package has %s)", device, ", ".join(sorted(has)))
+    return choose_variant(manifest, device=device, name=None)

@@ -1,0 +1,93 @@
+"""Stored cases with the scores torch gave, to check a package on the machine it runs on.
+
+In: the bytes of ``selftest.json``. Out: the cases, and the largest difference from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import PackageFormatError, SelfTestError
+from .strict import Fields, Problems
+
+TOLERANCE_KEY = "self_test_tolerance"  # in a variant's proof: largest allowed |dp|
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One record and its reference scores, one per step."""
+
+    problem: str
+    steps: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "problem": self.problem,
+            "steps": list(self.steps),
+            "scores": list(self.scores),
+        }
+
+
+def dump_cases(cases: Sequence[Case]) -> bytes:
+    """The bytes of ``selftest.json``."""
+    data = {"cases": [case.to_dict() for case in cases]}
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def load_cases(raw: bytes) -> list[Case]:
+    """Read ``selftest.json``.
+
+    Raises:
+        PackageFormatError: when it is not what :func:`dump_cases` writes.
+    """
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise PackageFormatError(f"selftest.json is not JSON: {error}") from error
+    problems = Problems()
+    fields = Fields(data, "selftest.json", problems)
+    cases = []
+    for index, item in enumerate(fields.items("cases")):
+        inner = Fields(item, f"selftest.json.cases[{index}]", problems)
+        case = Case(
+            problem=inner.text("problem"),
+            steps=inner.list_of("steps", str, "strings"),
+            scores=tuple(float(s) for s in inner.list_of("scores", (int, float), "numbers")),
+        )
+        inner.finish()
+        if len(case.steps) != len(case.scores):
+            problems.add(inner.where, "must have one score per step")
+        cases.append(case)
+    fields.finish()
+    problems.raise_if_any(PackageFormatError, "the self-test cannot be read")
+    return cases
+
+
+def check(
+    cases: Sequence[Case],
+    score: Callable[[str, Sequence[str]], Sequence[float | None]],
+    tolerance: float,
+) -> float:
+    """Score every case and return the largest |difference| from the reference.
+
+    Raises:
+        SelfTestError: when it exceeds ``tolerance``.
+    """
+    worst = 0.0
+    for index, case in enumerate(cases):
+        scores = score(case.problem, case.steps)
+        for step, (expected, got) in enumerate(zip(case.scores, scores, strict=True)):
+            difference = abs(expected - got) if got is not None else float("inf")
+            worst = max(worst, difference)
+            if not difference <= tolerance:
+                raise SelfTestError(
+                    f"self-test case {index}, step {step}: expected {expected:.6f}, got "
+                    f"{got if got is None else round(got, 6)} (allowed difference "
+                    f"{tolerance:g}): this machine does not reproduce the model; do not trust "
+                    "its scores, and report the processor and onnxruntime version"
+                )
+    return worst

@@ -1,0 +1,179 @@
+"""Tiny random checkpoints in Hugging Face form, made by transformers itself. No hub.
+
+Weights are random but not tiny: heads are scaled so that logits spread by about 2, because small
+logits hide errors (every score would be near 0.5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForTokenClassification,
+    Qwen2Model,
+)
+
+CORPUS = [
+    "Solve 2x + 3 = 11. Subtract 3 from both sides: 2x = 8. Divide by 2: x = 4.",
+    "A shop sells 12 apples for $3. How much do 20 apples cost? 20 / 12 * 3 = 5 dollars.",
+    "The area is \\frac{1}{2} \\times 6 \\times 4 = 12.\n\nSo the answer is \\boxed{12}.",
+]
+CHATML = (
+    "{%- for message in messages %}"
+    "{%- if loop.first and message.role != 'system' %}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+)
+HEAD_SPREAD = 2.0
+
+
+def tokenizer(
+    *,
+    bos: bool = False,
+    special: tuple[str, ...] = (),
+    plain: tuple[str, ...] = (),
+    size: int = 384,
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like Qwen2's and Llama 3's, trained on a few sentences.
+
+    ``special`` and ``plain``: added tokens that are special, and ones that are not.
+    """
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    names = [*(["<|begin|>"] if bos else []), "<|end|>", *special]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=names,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(CORPUS, trainer)
+    inner.add_tokens(list(plain))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<|begin|>" if bos else None,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+    )
+
+
+def _sizes(vocab: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.1,
+        "num_labels": 2,
+        **changes,
+    }
+
+
+def _spread(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight.normal_(0.0, HEAD_SPREAD / weight.shape[1] ** 0.5)
+
+
+def _random_biases(model: torch.nn.Module) -> None:
+    # transformers starts biases at 0 and gains at 1, which would hide one that is left out
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+
+
+def trl_llama(folder: Path, *, bos: bool = True, seed: int = 1, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Llama backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=bos)
+    model = LlamaForTokenClassification(LlamaConfig(**_sizes(len(tok), **changes)))
+    return _save(folder, model, tok)
+
+
+def trl_qwen2(folder: Path, *, seed: int = 2, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Qwen2 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer()
+    model = Qwen2ForTokenClassification(Qwen2Config(**_sizes(len(tok), **changes)))
+    return _save(folder, model, tok)
+
+
+def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
+    _random_biases(model)
+    _spread(model.score.weight)
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) -> Path:
+    """The shape of Qwen2.5-Math-PRM: Qwen2, MLP head, an unused lm_head, remote-code config."""
+    torch.manual_seed(seed)
+    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"))
+    tok.chat_template = CHATML
+    config = Qwen2Config(**_sizes(len(tok), **changes))
+    model = Qwen2Model(config)
+    _random_biases(model)
+    hidden = config.hidden_size
+    head = {"score.0": torch.nn.Linear(hidden, hidden), "score.2": torch.nn.Linear(hidden, 2)}
+    for layer in head.values():
+        _spread(layer.weight)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, layer in head.items():
+        tensors |= {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
+    tensors["lm_head.weight"] = torch.zeros(len(tok), hidden)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    edit_config(
+        folder,
+        lambda data: data.update(
+            architectures=["Qwen2ForProcessRewardModel"],
+            auto_map={"AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel"},
+        ),
+    )
+    tok.save_pretrained(folder)
+    write_shards(folder, tensors, shards)
+    return folder
+
+
+def write_shards(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
+    """Write safetensors, with an index when there are several shards."""
+    tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return
+    names = sorted(tensors)
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in names[number::shards]}
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a checkpoint's config.json in place."""
+    path = folder / "config.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
