@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import safe_open
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForTokenClassification,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen2Model,
 )
 
+TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
 CORPUS = [
     "Solve 2x + 3 = 11. Subtract 3 from both sides: 2x = 8. Divide by 2: x = 4.",
     "A shop sells 12 apples for $3. How much do 20 apples cost? 20 / 12 * 3 = 5 dollars.",
@@ -36,6 +39,10 @@ CHATML = (
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
     "{%- endfor %}"
 )
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 HEAD_SPREAD = 2.0
 
 
@@ -45,13 +52,23 @@ def tokenizer(
     special: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
     size: int = 384,
+    qwen: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE like Qwen2's and Llama 3's, trained on a few sentences.
 
-    ``special`` and ``plain``: added tokens that are special, and ones that are not.
+    ``special`` and ``plain``: added tokens that are special, and ones that are not. ``qwen``:
+    Qwen2's normalisation and pre-tokenisation, which transformers 5 forces on that model type.
     """
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if qwen:
+        inner.normalizer = normalizers.NFC()
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     inner.decoder = decoders.ByteLevel()
     names = [*(["<|begin|>"] if bos else []), "<|end|>", *special]
     trainer = trainers.BpeTrainer(
@@ -109,10 +126,10 @@ def trl_llama(folder: Path, *, bos: bool = True, seed: int = 1, **changes: Any) 
     return _save(folder, model, tok)
 
 
-def trl_qwen2(folder: Path, *, seed: int = 2, **changes: Any) -> Path:
+def trl_qwen2(folder: Path, *, seed: int = 2, qwen_tokenizer: bool = True, **changes: Any) -> Path:
     """What TRL's PRMTrainer saves for a Qwen2 backbone, without training_args.bin."""
     torch.manual_seed(seed)
-    tok = tokenizer()
+    tok = tokenizer(qwen=qwen_tokenizer)
     model = Qwen2ForTokenClassification(Qwen2Config(**_sizes(len(tok), **changes)))
     return _save(folder, model, tok)
 
@@ -128,7 +145,7 @@ def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
 def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) -> Path:
     """The shape of Qwen2.5-Math-PRM: Qwen2, MLP head, an unused lm_head, remote-code config."""
     torch.manual_seed(seed)
-    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"))
+    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
     tok.chat_template = CHATML
     config = Qwen2Config(**_sizes(len(tok), **changes))
     model = Qwen2Model(config)
@@ -153,6 +170,12 @@ def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) ->
     tok.save_pretrained(folder)
     write_shards(folder, tensors, shards)
     return folder
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint's single safetensors file."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def write_shards(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:

@@ -24,7 +24,7 @@ TOLERANCES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
-def check_expected(scorer: Scorer, path: Path) -> dict[str, float | int | str]:
+def check_expected(scorer: Scorer, path: Path) -> dict[str, float | int]:
     """Score every golden record with the package; return the figures.
 
     Raises:

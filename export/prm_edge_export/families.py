@@ -33,10 +33,10 @@ QWEN_TAG: Final = "<extra_0>"
 ASK: Final = "ask"
 
 GOOD_WORDS: Final = frozenset(
-    "+ 1 accept correct good label_1 pos positive right true valid yes".split()
+    ["+", "1", "accept", "correct", "good", "label_1", "positive", "right", "true", "valid"]
 )
 BAD_WORDS: Final = frozenset(
-    "- 0 bad error false incorrect invalid label_0 neg negative no reject wrong".split()
+    ["-", "0", "bad", "error", "false", "incorrect", "invalid", "label_0", "negative", "wrong"]
 )
 
 
@@ -56,8 +56,8 @@ class Family:
 
     ``detected``: recognised by its head; the others are named with ``--recipe``.
     ``separator``: None when the family has none, :data:`ASK` when every checkpoint may have its
-    own, else the published one. ``reference`` encodes with transformers alone, as the family was trained:
-    (tokenizer, recipe, problem, steps) -> (ids, read positions).
+    own, else the published one. ``reference`` encodes with transformers alone, as the family was
+    trained: (tokenizer, recipe, problem, steps) -> (ids, read positions).
     """
 
     name: str

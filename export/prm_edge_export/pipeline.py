@@ -68,7 +68,10 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
     Raises:
         ExportError: nothing was written, and an existing package is as it was.
     """
-    with Checkpoint(options.checkpoint) as checkpoint:
+    with (
+        Checkpoint(options.checkpoint) as checkpoint,
+        PackageWriter(options.out_path, overwrite=options.overwrite, add=options.add) as writer,
+    ):
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
@@ -77,16 +80,13 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
         say(f"tokenization: {agreed} records encoded exactly as transformers does")
         identity = _identity(plan, texts_sha256)
-        with PackageWriter(
-            options.out_path, overwrite=options.overwrite, add=options.add
-        ) as writer:
-            writer.check_addable(
-                recipe=plan.recipe,
-                max_tokens=plan.max_tokens,
-                tokenizer=plan.files.raw,
-                provenance=identity,
-            )
-            report = _write(plan, writer, texts, identity, say)
+        writer.check_addable(
+            recipe=plan.recipe,
+            max_tokens=plan.max_tokens,
+            tokenizer=plan.files.raw,
+            provenance=identity,
+        )
+        report = _write(plan, writer, texts, identity, say)
     say(f"wrote {options.out_path}")
     return ExportResult(out=options.out_path, report=report)
 

@@ -7,19 +7,20 @@ Nothing is written here and no weights are read but their names and shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime.encoding import RecipeEncoder
-from prm_edge_runtime.errors import CheckpointError, UnsupportedError
+from prm_edge_runtime.errors import CheckpointError, ProofError, UnsupportedError
 from prm_edge_runtime.recipe import Recipe
 
 from .checkpoint import Checkpoint
 from .families import ASK, FAMILIES, Family, Request, good_index
 from .heads import Head, find_head
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
-from .tokenizer_files import TokenizerFiles, read_tokenizer, reference_tokenizer
+from .tokenization import check_tokenization
+from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
 from .training_args import TRAINING_ARGS_NAME, read_training_args
 
 NATIVE: Final = "native"
@@ -95,15 +96,16 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     head = _head(checkpoint, reasons)
     family = _family(options, head, reasons)
     files = read_tokenizer(checkpoint.root)
-    tokenizer = reference_tokenizer(files)
     backend, decoder = _backend(options, checkpoint, head, reasons)
+    model_type = str(checkpoint.config.get("model_type"))
     request = Request(
         files=files,
-        tokenizer=tokenizer,
+        tokenizer=auto_tokenizer(files, model_type),
         separator=_separator(options, checkpoint, family, reasons, notes),
         good=good_index(checkpoint.config, head.logits, options.good_label),
     )
-    recipe = family.build(request)
+    request, encoder = _encoder(options, family, request, reasons)
+    recipe = encoder.recipe
     reasons.append(f"score: {recipe.score.kind} of {head.logits} logits, {request.good} is good")
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
@@ -116,9 +118,9 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         checkpoint=checkpoint,
         family=family,
         recipe=recipe,
-        encoder=RecipeEncoder(files.raw, recipe),
+        encoder=encoder,
         files=files,
-        tokenizer=tokenizer,
+        tokenizer=request.tokenizer,
         backend=backend,
         head=head,
         decoder=decoder,
@@ -236,6 +238,35 @@ def _backend(
         )
     reasons.append(f"backend: {backend} (model_type {model_type})")
     return backend, decoder
+
+
+def _encoder(
+    options: ExportOptions, family: Family, request: Request, reasons: list[str]
+) -> tuple[Request, RecipeEncoder]:
+    """Build the recipe and check it on probes; the tokenizer that was trained with must be clear.
+
+    transformers 5 gives some model types its own pre-tokenisation whatever tokenizer.json says.
+    Where the two differ only recorded scores can tell which one the model was trained with.
+    """
+    encoder = RecipeEncoder(request.files.raw, family.build(request))
+    try:
+        check_tokenization(family, encoder, request.tokenizer, request.files, ())
+        return request, encoder
+    except ProofError as error:
+        request = replace(request, tokenizer=file_tokenizer(request.files))
+        encoder = RecipeEncoder(request.files.raw, family.build(request))
+        check_tokenization(family, encoder, request.tokenizer, request.files, ())
+        clash = (
+            "tokenizer.json and the tokenizer that AutoTokenizer loads for this checkpoint encode "
+            f"differently ({error})"
+        )
+        if options.expect is None:
+            raise CheckpointError(
+                f"{clash}; only scores recorded where the model was trained can tell which is "
+                "right: record some with prm_edge.record and pass them with --expect"
+            ) from error
+        reasons.append(f"WARNING: {clash}; taking tokenizer.json, --expect decides")
+        return request, encoder
 
 
 def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 from .checkpoint import Tensors
@@ -47,14 +48,21 @@ class Reference:
         return picked
 
 
-def refuse_unused(tensors: Tensors) -> list[str]:
+def unused_by_decoders(name: str) -> bool:
+    """Whether a decoder's checkpoint may carry this tensor without any score needing it."""
+    return name in KNOWN_UNUSED or name.endswith(KNOWN_UNUSED_ENDINGS)
+
+
+def refuse_unused(
+    tensors: Tensors, known_unused: Callable[[str], bool] = unused_by_decoders
+) -> list[str]:
     """Return the known-unused tensors; every other tensor must have been read.
 
     Raises:
         CheckpointError: naming the tensors that nothing used.
     """
     unused = [name for name in tensors if name not in tensors.used]
-    known = [n for n in unused if n in KNOWN_UNUSED or n.endswith(KNOWN_UNUSED_ENDINGS)]
+    known = [name for name in unused if known_unused(name)]
     unknown = sorted(set(unused) - set(known))
     if unknown:
         raise CheckpointError(
@@ -73,11 +81,9 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
     """
     import transformers
 
-    hf_config = getattr(transformers, CONFIGS[config.model_type])(**_config_values(config, head))
     if head.kind == LINEAR:
-        model = getattr(transformers, LOGIT_CLASSES[config.model_type])(hf_config).eval()
+        model = load_classifier(config, head, tensors)
         backbone = model.model
-        _fill(model, tensors, optional=("score.bias",))
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
             result: torch.Tensor = model(input_ids=ids, use_cache=False).logits
@@ -86,10 +92,13 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
     else:
         # The remote class of Qwen2.5-Math-PRM is a Qwen2Model with this head on its last hidden
         # state (vllm/model_executor/models/qwen2_rm.py); its code is never run.
+        hf_config = getattr(transformers, CONFIGS[config.model_type])(
+            **_config_values(config, head)
+        )
         backbone = getattr(transformers, BACKBONES[config.model_type])(hf_config).eval()
         top = _mlp(head).eval()
         whole = torch.nn.ModuleDict({"model": backbone, "score": top})
-        _fill(whole, tensors, optional=())
+        fill(whole, tensors)
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
@@ -98,6 +107,20 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
 
     check_same(backbone, config)
     return Reference(backbone, logits)
+
+
+def load_classifier(config: DecoderConfig, head: Head, tensors: Tensors) -> Any:
+    """Build transformers' own token classifier, which has a linear head, and fill it.
+
+    Raises:
+        CheckpointError: when tensors are missing or have another shape.
+    """
+    import transformers
+
+    hf_config = getattr(transformers, CONFIGS[config.model_type])(**_config_values(config, head))
+    model = getattr(transformers, LOGIT_CLASSES[config.model_type])(hf_config).eval()
+    fill(model, tensors, optional=("score.bias",))
+    return model
 
 
 def _mlp(head: Head) -> torch.nn.Sequential:
@@ -109,7 +132,12 @@ def _mlp(head: Head) -> torch.nn.Sequential:
     )
 
 
-def _fill(model: torch.nn.Module, tensors: Tensors, optional: tuple[str, ...]) -> None:
+def fill(model: torch.nn.Module, tensors: Tensors, optional: tuple[str, ...] = ()) -> None:
+    """Copy every parameter from the checkpoint; an ``optional`` one it lacks becomes zero.
+
+    Raises:
+        CheckpointError: when a tensor is missing or has another shape.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in optional and name not in tensors:

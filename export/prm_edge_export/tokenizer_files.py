@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -92,34 +94,58 @@ def _vocabulary_ids(data: dict[str, Any]) -> list[int]:
     return [len(vocabulary) - 1]  # Unigram: a list of [piece, score]
 
 
-def reference_tokenizer(files: TokenizerFiles) -> Any:
-    """Load transformers' tokenizer from a sanitised copy.
+def auto_tokenizer(files: TokenizerFiles, model_type: str) -> Any:
+    """Load the tokenizer as a user would, with AutoTokenizer, from a sanitised copy.
+
+    ``model_type`` matters: for some, transformers 5 replaces the file's normalisation and
+    pre-tokenisation by those of its own class.
 
     Raises:
         CheckpointError: when transformers cannot load it.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
-    config = dict(files.config)
-    name = config.get("tokenizer_class")
-    known = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9]+", name) is not None
-    with tempfile.TemporaryDirectory(prefix="prm-edge-tokenizer-") as folder:
-        root = Path(folder)
-        (root / TOKENIZER_NAME).write_bytes(files.raw)
-        (root / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    name = files.config.get("tokenizer_class")
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9]+", name)):
+        return file_tokenizer(files)
+    with _sanitised(files.raw, files.config) as folder:
+        config = json.dumps({"model_type": model_type})
+        (folder / "config.json").write_text(config, encoding="utf-8")
         try:
-            if known:
-                try:
-                    return AutoTokenizer.from_pretrained(
-                        folder, trust_remote_code=False, local_files_only=True, use_fast=True
-                    )
-                except ValueError:
-                    # a class of another transformers major version: the file decides alone
-                    pass
-            config.pop("tokenizer_class", None)
-            (root / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, use_fast=True
+            )
+        except ValueError:
+            # a class of another transformers major version: the file decides alone
+            return file_tokenizer(files)
+        except Exception as error:  # transformers raises many unrelated types
+            raise CheckpointError(
+                f"transformers cannot load the checkpoint's tokenizer: {error}"
+            ) from error
+
+
+def file_tokenizer(files: TokenizerFiles) -> Any:
+    """Load exactly what tokenizer.json says, whatever class the checkpoint names.
+
+    Raises:
+        CheckpointError: when transformers cannot load it.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    config = {key: value for key, value in files.config.items() if key != "tokenizer_class"}
+    with _sanitised(files.raw, config) as folder:
+        try:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises many unrelated types
             raise CheckpointError(
                 f"transformers cannot load the checkpoint's tokenizer: {error}"
             ) from error
+
+
+@contextmanager
+def _sanitised(raw: bytes, config: dict[str, Any]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="prm-edge-tokenizer-") as folder:
+        root = Path(folder)
+        (root / TOKENIZER_NAME).write_bytes(raw)
+        (root / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+        yield root

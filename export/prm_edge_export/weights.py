@@ -45,7 +45,7 @@ class WeightFile:
         padding = -self.written_bytes % ALIGNMENT
         self._file.write(b"\0" * padding)
         offset = self.written_bytes + padding
-        self._file.write(memoryview(array).cast("B"))
+        self._file.write(array.reshape(-1).view(np.uint8).data)
         self.written_bytes = offset + array.nbytes
         tensor = TensorProto(
             name=name,

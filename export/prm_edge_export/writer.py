@@ -185,7 +185,7 @@ class PackageWriter:
 
     def _finish_new(self, manifest: Manifest) -> Package:
         filled = _with_files(manifest, listed_files(self.staging))
-        write_synced(self.staging / MANIFEST_NAME, filled.to_json())
+        write_synced(self.staging / MANIFEST_NAME, _json(filled))
         fsync_folders(self.staging)
         package = open_package(self.staging, verify="full")
         if os.path.lexists(self.out):
@@ -212,7 +212,7 @@ class PackageWriter:
         self._refuse_different(differences)
         for variant in manifest.variants:
             self._refuse_taken(existing, variant.name)
-        raw = _merged(existing.manifest, _with_files(manifest, files), new).to_json()
+        raw = _json(_merged(existing.manifest, _with_files(manifest, files), new))
         merged = Manifest.from_json(raw)
         check_files(self.staging, new, verify="full")
         for variant in merged.variants[len(existing.manifest.variants) :]:
@@ -325,6 +325,16 @@ class PackageWriter:
             f"({error.strerror}): nothing was changed there; free some space or give a folder on "
             "another disk"
         )
+
+
+def _json(manifest: Manifest) -> bytes:
+    try:
+        return manifest.to_json()
+    except (TypeError, ValueError) as error:  # such as a proof that measured NaN
+        raise ExportError(
+            f"the manifest of {manifest.name!r} holds a value that JSON does not have ({error}): "
+            "every figure must be a finite number"
+        ) from error
 
 
 def _with_files(manifest: Manifest, files: Mapping[str, FileEntry]) -> Manifest:

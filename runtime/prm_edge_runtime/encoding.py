@@ -15,14 +15,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .errors import InputError, InputTypeError, RecipeError
-from .recipe import Part, Recipe, Slot, Text, Tokens
+from .recipe import Part, Recipe, Slot, Tokens
+
+# Encoding holds several hundred bytes per character for a moment, and no model reads this much.
+MAX_CHARACTERS: Final = 4_000_000
 
 Run = str | tuple[int, ...]  # text still to be encoded as one string, or ids that stand as they are
 
@@ -140,10 +143,17 @@ class RecipeEncoder:
         """Encode one record. ``steps`` may be empty; an empty step is a step.
 
         Raises:
-            InputTypeError, InputError: for text that is not text.
+            InputTypeError, InputError: for text that is not text, or absurdly long.
             RecipeError: when text yields an added token after all.
         """
-        runs, reads_at = self._runs(check_text(problem, "problem"), check_steps(steps))
+        problem, steps = check_text(problem, "problem"), check_steps(steps)
+        characters = len(problem) + sum(map(len, steps))
+        if characters > MAX_CHARACTERS:
+            raise InputError(
+                f"the problem and its steps have {characters} characters together, more than the "
+                f"{MAX_CHARACTERS} that are encoded at once; is this one solution?"
+            )
+        runs, reads_at = self._runs(problem, steps)
         texts = [run for run in runs if isinstance(run, str)]
         encoded = iter(self._ids(texts))
         pieces = [next(encoded) if isinstance(run, str) else run for run in runs]
@@ -209,4 +219,4 @@ class RecipeEncoder:
 def _fill(part: Part, slot: str) -> str:
     if isinstance(part, Slot):
         return slot
-    return part.text if isinstance(part, Text | Tokens) else ""
+    return part.text

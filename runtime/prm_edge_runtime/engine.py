@@ -25,7 +25,10 @@ TILE: Final = 16
 class Engine(Protocol):
     """What the scorer needs: one record in, the logits of its read positions out."""
 
-    causal: bool
+    @property
+    def causal(self) -> bool:
+        """Whether a token never sees later ones, so that a prefix scores on its own."""
+        ...
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run one record. (T,), (N,) -> (N, C)"""

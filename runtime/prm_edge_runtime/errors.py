@@ -6,7 +6,7 @@
     ├── InputError (ValueError)               a problem, step or record that cannot be scored
     │   └── InputTypeError (TypeError)        ... because it has the wrong type
     ├── ConfigError (ValueError)              an option or environment variable out of range
-    ├── RecipeError (ValueError)              a recipe that is malformed or does not fit its tokenizer
+    ├── RecipeError (ValueError)              malformed, or does not fit its tokenizer
     ├── PackageError                          a package folder that cannot be used
     │   ├── PackageNotFoundError (FileNotFoundError)
     │   ├── PackageFormatError (ValueError)   unknown version or key, wrong type, impossible value
@@ -19,7 +19,7 @@
     └── ExportError                           a checkpoint that could not become a package
         ├── CheckpointError (ValueError)      files missing, unreadable, contradictory or hostile
         ├── UnsupportedError (ValueError)     understood, and known not to be supported
-        ├── ProofError (RuntimeError)         the package does not reproduce torch, or a recorded score
+        ├── ProofError (RuntimeError)         the package does not reproduce torch's scores
         └── ExportDependencyError (ImportError)  the extra that exports is not installed
 
 A caller's mistake also subclasses the builtin that Python itself would raise.

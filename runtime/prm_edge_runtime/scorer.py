@@ -231,12 +231,12 @@ class Scorer:
         self.close()
 
 
-def _package_path(path: str | os.PathLike[str] | None) -> tuple[Path, str]:
+def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], str]:
     if path is not None:
-        return Path(path), "argument"
+        return path, "argument"
     named = os.environ.get(PACKAGE_VARIABLE, "").strip()
     if named:
-        return Path(named), PACKAGE_VARIABLE
+        return named, PACKAGE_VARIABLE
     embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
     if embedded.is_dir():
         return embedded, "embedded"

@@ -44,7 +44,7 @@ def scores_from_logits(logits: NDArray[np.float32], score: Score) -> NDArray[np.
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)  # (N, C)
     good: NDArray[np.float64] = probabilities[:, score.good]
     if score.kind == "difference":
-        return good - probabilities[:, score.bad]
+        good = good - probabilities[:, score.bad]
     return good
 
 

@@ -56,7 +56,7 @@ def load_cases(raw: bytes) -> list[Case]:
         case = Case(
             problem=inner.text("problem"),
             steps=inner.list_of("steps", str, "strings"),
-            scores=tuple(float(s) for s in inner.list_of("scores", (int, float), "numbers")),
+            scores=inner.numbers("scores"),
         )
         inner.finish()
         if len(case.steps) != len(case.scores):

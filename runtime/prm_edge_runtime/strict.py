@@ -126,6 +126,13 @@ class Fields:
             return ()
         return tuple(values)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        values = self.items(key)
+        if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
+            self.problems.add(f"{self.where}.{key}", "must hold only numbers")
+            return ()
+        return tuple(float(v) for v in values)
+
     def has(self, key: str) -> bool:
         return key in self.data
 

@@ -1,0 +1,42 @@
+"""The command line ``prm-edge``: a skin over the library.
+
+A command parses its options and makes one call; :mod:`.group` turns errors into exit codes. At
+import it needs click and nothing heavy, so that ``--help`` and shell completion are instant.
+"""
+
+from __future__ import annotations
+
+import click
+
+from prm_edge_runtime.version import __version__
+
+from .demo import demo_command
+from .export import export_command
+from .group import PrmEdgeGroup
+from .inspect import inspect_command
+from .score import score_command
+
+__all__ = ["cli", "main"]
+
+
+@click.group(cls=PrmEdgeGroup)
+@click.version_option(__version__, prog_name="prm-edge", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Score the steps of worked solutions with a process reward model, without torch.
+
+    A package is a folder made by `prm-edge export`. Results go to stdout, everything else to
+    stderr.
+
+    \b
+    Exit codes: 0 done, 1 did not finish, 2 wrong usage,
+                3 finished, but some records failed, 130 interrupted.
+    """
+
+
+for command in (score_command, demo_command, export_command, inspect_command):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    cli(prog_name="prm-edge")

@@ -1,0 +1,107 @@
+"""``prm-edge inspect``: what a package holds, and whether it is intact."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .describe import UNTRAINED_NOTICE, is_untrained, package_bytes, recipe_lines, size
+from .options import json_option
+
+if TYPE_CHECKING:
+    from prm_edge_runtime.manifest import Manifest, Variant
+    from prm_edge_runtime.package import Package
+
+INTEGRITY: Final = {
+    "full": "every file has the size and SHA-256 of the manifest",
+    "auto": "every file has the size and SHA-256 of the manifest "
+    "(large ones hashed when they last changed; --verify full hashes them again)",
+    "sizes": "every file has the size of the manifest; hashes were NOT compared",
+}
+
+
+@click.command("inspect", short_help="Show what a package holds and whether it is intact.")
+@click.argument("package", metavar="PACKAGE", type=click.Path())
+@click.option(
+    "--verify",
+    type=click.Choice(list(INTEGRITY)[::-1]),
+    default="auto",
+    show_default=True,
+    help="sizes: compare sizes. auto: hash too, large files once. full: hash everything.",
+)
+@json_option
+def inspect_command(package: str, verify: str, as_json: bool) -> None:
+    """Show what PACKAGE holds: recipe, variants, proof, thresholds, limits, provenance.
+
+    Its files are compared with the manifest first; a damaged package ends with exit code 1.
+    """
+    from prm_edge_runtime.package import open_package
+
+    opened = open_package(package, verify=verify)
+    if as_json:
+        click.echo(json.dumps(as_data(opened, verify), indent=2))
+    else:
+        click.echo("\n".join(as_text(opened, verify)))
+
+
+def as_data(package: Package, verify: str) -> dict[str, object]:
+    """Everything there is to say, for programs."""
+    manifest = package.manifest
+    return {
+        "path": str(package.root),
+        "digest": package.digest,
+        "verified": verify,
+        "size_bytes": package_bytes(manifest),
+        "untrained": is_untrained(manifest),
+        "manifest": manifest.to_dict(),
+    }
+
+
+def as_text(package: Package, verify: str) -> list[str]:
+    """Everything there is to say, line by line."""
+    manifest = package.manifest
+    lines = [
+        f"{manifest.name}  {package.short}  {size(package_bytes(manifest))}",
+        *(["", f"NOTICE: {UNTRAINED_NOTICE}."] if is_untrained(manifest) else []),
+        *_section("recipe", recipe_lines(manifest.recipe)),
+    ]
+    for variant in manifest.variants:
+        lines += _variant(manifest, variant)
+    thresholds = [(key, f"{value:g}") for key, value in manifest.thresholds.items()]
+    lines += _section("thresholds (a lower score is an error)", thresholds)
+    lines += _section("limits", [("max_tokens", str(manifest.max_tokens))])
+    lines += _section("provenance", [(k, _value(v)) for k, v in manifest.provenance.items()])
+    lines += _section("files", [(str(len(manifest.files)), INTEGRITY[verify])])
+    return lines
+
+
+def _variant(manifest: Manifest, variant: Variant) -> list[str]:
+    n_bytes = sum(manifest.files[path].size for path in variant.files)
+    graph = variant.interface
+    if variant.layers:
+        cache = f"{variant.layers} layers x {variant.kv_heads} heads x {variant.head_dim}"
+        graph = f"{variant.interface}, cache of {cache}"
+    pairs = [
+        ("runs on", f"{variant.device}, {variant.precision}"),
+        ("graph", graph),
+        ("size", size(n_bytes)),
+        *((f"proof: {key}", _value(value)) for key, value in variant.proof.items()),
+    ]
+    lines = _section(f"variant {variant.name}", pairs)
+    if variant.proof.get("allowed_drift"):
+        lines.append(
+            "  WARNING: exported with --allow-drift: the scores of this variant differ from "
+            "torch's by more than the budget."
+        )
+    return lines
+
+
+def _section(title: str, pairs: list[tuple[str, str]]) -> list[str]:
+    width = max((len(key) for key, _ in pairs), default=0)
+    return ["", title, *(f"  {key:{width}}  {value}" for key, value in pairs)]
+
+
+def _value(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,74 @@
+"""A tiny random BERT token classifier as TRL's PRMTrainer would save it. No hub.
+
+BERT tokenizers have no BOS token, so a record is problem + (step + separator)*, nothing around it.
+WordPiece drops whitespace: a newline is no token of it, so the separator is a visible character.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoints import CORPUS, HEAD_SPREAD
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
+
+SEPARATOR = ";"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece like bert-base-uncased's, over a few words and their letters.
+
+    Put together by hand, since tokenizers' trainer does not give the same vocabulary twice.
+    """
+    words = sorted({word for text in CORPUS for word in re.findall(r"[a-z]+", text.lower())})
+    letters = sorted({*"".join(words), *"0123456789"})
+    signs = sorted(SEPARATOR + ".,:?!+-*/=%()$")
+    pieces = [*SPECIAL, *signs, *letters, *(f"##{x}" for x in letters), *words]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def bert(folder: Path, *, seed: int = 4, **changes: Any) -> Path:
+    """A BERT token classifier whose logits spread by more than 1."""
+    torch.manual_seed(seed)
+    tok = wordpiece()
+    sizes = {
+        "vocab_size": len(tok),
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "num_labels": 2,
+        **changes,
+    }
+    model = BertForTokenClassification(BertConfig(**sizes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # transformers starts biases at 0 and gains at 1, which would hide one left out
+            if name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3)
+            elif "LayerNorm" in name:
+                parameter.uniform_(0.5, 1.5)
+        weight = model.classifier.weight
+        # separators look alike to an encoder: twice the spread makes logits spread by 1
+        weight.normal_(0.0, 2 * HEAD_SPREAD / weight.shape[1] ** 0.5)
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder

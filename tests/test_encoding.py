@@ -1,0 +1,442 @@
+"""Ids and read positions; above all: no text a user types can move them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import UserString, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from prm_edge_runtime.encoding import Encoded, RecipeEncoder, check_steps, check_text
+from prm_edge_runtime.errors import InputError, InputTypeError, RecipeError
+from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Text, Tokens
+
+CORPUS = ["Solve 2x + 3 = 11 for x.\n\nSubtract 3: 2x = 8.\nSo x = 4.", "12 apples cost $3. " * 3]
+SPECIAL = ("<s>", "</s>", "<|im_start|>", "<extra_0>")
+PLAIN = ("<tool_call>", "  ", "x = ")  # added, not special: encode_special_tokens still sees them
+PROBLEM = "Solve 2x + 3 = 11."
+STEPS = ["Subtract 3: 2x = 8", "", "So x = 4."]
+
+
+def build(
+    model: str = "bpe", special: tuple[str, ...] = SPECIAL, plain: tuple[str, ...] = PLAIN
+) -> Tokenizer:
+    if model == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=300,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        special = ("[UNK]", "[CLS]", "[SEP]", *special)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=120, special_tokens=list(special), show_progress=False
+        )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in plain])
+    return tokenizer
+
+
+BPE = build()
+WORDPIECE = build("wordpiece", plain=())
+ADDED = {token.content: index for index, token in BPE.get_added_tokens_decoder().items()}
+BARE = build(special=(), plain=())
+
+
+def tokens(text: str, tokenizer: Tokenizer = BPE, **changes: Any) -> Tokens:
+    return Tokens(ids=(tokenizer.token_to_id(text),), text=text, **changes)
+
+
+def recipe(tokenizer: Tokenizer = BPE, **changes: Any) -> Recipe:
+    plain = Recipe(
+        family="test",
+        encode="separate",
+        prompt=(tokens("<s>", tokenizer), Text(text="Q: "), Slot(name="problem")),
+        between=(Text(text=" "),),
+        step=(Text(text="Step:"), Slot(name="step"), tokens("<extra_0>", tokenizer, read=-1)),
+        split=Split(separator="\n\n"),
+        logits=2,
+        score=Score(kind="softmax", good=1),
+        aggregates=("min",),
+        aggregate="min",
+        label_meaning="local",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def dump(tokenizer: Tokenizer = BPE, **changes: Any) -> bytes:
+    return json.dumps({**json.loads(tokenizer.to_str()), **changes}).encode()
+
+
+def encoder(made: Recipe | None = None, tokenizer: Tokenizer = BPE) -> RecipeEncoder:
+    return RecipeEncoder(dump(tokenizer), made or recipe(tokenizer))
+
+
+SEPARATE = encoder()
+JOINT = encoder(recipe(encode="joint"))
+
+
+def plain_ids(*texts: str) -> list[int]:
+    """Each text on its own, by a tokenizer that never had an added token."""
+    return [i for text in texts for i in BARE.encode(text, add_special_tokens=False).ids]
+
+
+def expected(problem: str, steps: list[str], *, joint: bool) -> tuple[list[int], list[int]]:
+    """The layout, written out by hand."""
+    start, tag = ADDED["<s>"], ADDED["<extra_0>"]
+    pieces = ["Q: ", problem]
+    ids, reads = [start], []
+    for index, step in enumerate(steps):
+        pieces += [*([" "] if index else []), "Step:", step]
+        ids += plain_ids("".join(pieces)) if joint else plain_ids(*pieces)
+        reads.append(len(ids))
+        ids.append(tag)
+        pieces = []
+    if not steps:
+        ids += plain_ids("".join(pieces)) if joint else plain_ids(*pieces)
+    return ids, reads
+
+
+HOSTILE = st.lists(
+    st.one_of(
+        st.sampled_from([*SPECIAL, *PLAIN, "<extra_", "0>", "\n\n", "\r", "\x00", "🙂", "e\u0301"]),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+    ),
+    max_size=5,
+).map("".join)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@given(problem=HOSTILE, steps=st.lists(HOSTILE, max_size=4))
+@example(problem="", steps=["", "", ""])
+@example(problem="<extra_0>" * 3, steps=["<extra_0>", "x = <extra_0>  <tool_call>", "</s>"])
+@settings(max_examples=50, deadline=None)
+def test_encode_is_the_layout_whatever_the_text(
+    joint: bool, problem: str, steps: list[str]
+) -> None:
+    made = (JOINT if joint else SEPARATE).encode(problem, steps)
+    ids, reads = expected(problem, steps, joint=joint)
+    assert made.ids.tolist() == ids
+    assert made.reads.tolist() == reads
+    assert made.ids.dtype == made.reads.dtype == np.int64
+    assert len(reads) == len(steps)
+    assert reads == sorted(set(reads))
+    # a step is read at its tag, and no tag stands anywhere else: nothing typed makes one
+    assert np.flatnonzero(made.ids == ADDED["<extra_0>"]).tolist() == reads
+    assert not np.isin(made.ids, [ADDED[t] for t in (*PLAIN, "</s>", "<|im_start|>")]).any()
+
+
+def test_encode_joint_and_separate_differ_where_texts_meet() -> None:
+    # so the tests above do tell the two apart
+    joint, separate = JOINT.encode("apples", ["apples"]), SEPARATE.encode("apples", ["apples"])
+    assert joint.ids.tolist() != separate.ids.tolist()
+
+
+def test_encode_no_steps_is_the_prompt_alone() -> None:
+    made = SEPARATE.encode(PROBLEM, [])
+    assert made.ids.tolist() == [ADDED["<s>"], *plain_ids("Q: ", PROBLEM)]
+    assert made.reads.shape == (0,)
+
+
+@pytest.mark.parametrize("read", [0, 1, 2, -1, -2, -3])
+def test_encode_reads_at_the_index_asked_for(read: int) -> None:
+    part = Tokens(ids=tuple(plain_ids("(+)")), text="(+)", read=read)
+    assert len(part.ids) == 3
+    made = encoder(recipe(step=(Slot(name="step"), part, Text(text="!")))).encode(PROBLEM, STEPS)
+    starts = [at - read % 3 for at in made.reads.tolist()]
+    for start in starts[:-1]:
+        assert tuple(made.ids[start : start + 3]) == part.ids
+    assert len(made.ids) == made.reads[-1] + 1  # nothing after the last read is run
+
+
+def test_encode_prefix_does_not_change_when_steps_follow() -> None:
+    whole = JOINT.encode(PROBLEM, STEPS)
+    for count in range(1, len(STEPS)):
+        part = JOINT.encode(PROBLEM, STEPS[:count])
+        assert part.ids.tolist() == whole.ids[: len(part.ids)].tolist()
+        assert part.reads.tolist() == whole.reads[:count].tolist()
+
+
+def test_encoded_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign"):
+        SEPARATE.encode(PROBLEM, STEPS).ids = np.zeros(1, dtype=np.int64)  # type: ignore[misc]
+    assert not hasattr(Encoded(ids=np.zeros(1, np.int64), reads=np.zeros(0, np.int64)), "__dict__")
+
+
+def test_encode_a_very_long_text_is_not_cut() -> None:
+    made = SEPARATE.encode("12 apples " * 20_000, ["x" * 100_000])
+    assert len(made.ids) > 100_000
+
+
+# --- what is no text
+
+
+@pytest.mark.parametrize("steps", ["one string", b"bytes", ""])
+def test_encode_one_string_names_split(steps: Any) -> None:
+    with pytest.raises(
+        InputTypeError, match=r"steps must be a list of strings, got one (str|bytes); cut"
+    ):
+        SEPARATE.encode(PROBLEM, steps)
+    with pytest.raises(TypeError, match=r"scorer\.split\(response\)"):
+        SEPARATE.encode(PROBLEM, steps)
+
+
+@pytest.mark.parametrize(
+    "steps", [None, 5, {"a": 1}, {"a"}, (s for s in STEPS), iter(STEPS), np.array(STEPS)]
+)
+def test_encode_steps_that_are_no_sequence(steps: Any) -> None:
+    with pytest.raises(InputTypeError, match=r"^steps must be a list of strings, got "):
+        SEPARATE.encode(PROBLEM, steps)
+
+
+@pytest.mark.parametrize("step", [None, 5, 1.5, b"x", ["x"], UserString("x")])
+def test_encode_a_step_that_is_no_string(step: Any) -> None:
+    got = type(step).__name__
+    with pytest.raises(InputTypeError, match=rf"^steps\[1\] must be a string, got {got}$"):
+        SEPARATE.encode(PROBLEM, ["fine", step])
+
+
+@pytest.mark.parametrize("steps", [bytearray(b"ab"), range(3)])
+def test_encode_a_sequence_of_integers(steps: Any) -> None:
+    with pytest.raises(InputTypeError, match=r"^steps\[0\] must be a string, got int"):
+        SEPARATE.encode(PROBLEM, steps)
+
+
+@pytest.mark.parametrize("problem", [None, b"x", 5, ["x"]])
+def test_encode_a_problem_that_is_no_string(problem: Any) -> None:
+    with pytest.raises(InputTypeError, match=r"^problem must be a string, got "):
+        SEPARATE.encode(problem, STEPS)
+
+
+@pytest.mark.parametrize("steps", [tuple(STEPS), deque(STEPS)])
+def test_encode_takes_any_sequence(steps: Any) -> None:
+    assert SEPARATE.encode(PROBLEM, steps).ids.tolist() == (
+        SEPARATE.encode(PROBLEM, STEPS).ids.tolist()
+    )
+
+
+@pytest.mark.parametrize("value", [0xD800, 0xDFFF])
+def test_encode_lone_surrogates(value: int) -> None:
+    bad = chr(value)
+    code = f"U\\+{value:04X}"
+    with pytest.raises(InputError, match=rf"^steps\[1\] holds a lone surrogate \({code}\) .* 2, "):
+        SEPARATE.encode(PROBLEM, ["fine", f"ab{bad}"])
+    with pytest.raises(InputError, match=f"^problem holds a lone surrogate .{code}.*decode it as"):
+        SEPARATE.encode(bad, STEPS)
+
+
+def test_check_text_and_steps_name_what_they_check() -> None:
+    assert check_text("é", "x") == "é"
+    assert check_steps(("a", ""), "x") == ["a", ""]
+    with pytest.raises(InputTypeError, match=r"^candidates\[3\]\[0\] must be a string"):
+        check_steps([1], "candidates[3]")
+
+
+# --- the tokenizer
+
+
+def test_tokenizer_never_truncates_or_pads() -> None:
+    asks = dump(
+        truncation={
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        padding={
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<s>",
+        },
+    )
+    itself = Tokenizer.from_str(asks.decode()).encode_batch([PROBLEM])[0]
+    assert len(itself.ids) == 64
+    assert sum(itself.attention_mask) == 4
+    made = RecipeEncoder(asks, recipe()).encode(PROBLEM, STEPS)
+    assert made.ids.tolist() == expected(PROBLEM, STEPS, joint=False)[0]
+
+
+def test_tokenizer_post_processor_adds_nothing() -> None:
+    adds = dump(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [ADDED["<s>"]], "tokens": ["<s>"]}},
+        }
+    )
+    made = RecipeEncoder(adds, recipe()).encode(PROBLEM, STEPS)
+    assert made.ids.tolist() == expected(PROBLEM, STEPS, joint=False)[0]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"model": {"type": "?"}}', b"[" * 99_999]
+)
+def test_tokenizer_that_cannot_be_read(raw: bytes) -> None:
+    with pytest.raises(RecipeError, match=r"^tokenizer\.json cannot be read: "):
+        RecipeEncoder(raw, recipe())
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        (Tokens(ids=(5,), text="<s>"), ADDED["<s>"]),
+        (Tokens(ids=(ADDED["<s>"], 5), text="<s>"), ADDED["<s>"]),
+        (Tokens(ids=(ADDED["</s>"],), text="<s>"), ADDED["<s>"]),
+        (Tokens(ids=(2**70,), text="<s>"), ADDED["<s>"]),
+    ],
+)
+def test_spelling_that_the_tokenizer_does_not_share(part: Tokens, found: int) -> None:
+    with pytest.raises(RecipeError, match=rf"expects '<s>' to be .* encodes it as \[{found}\]"):
+        encoder(recipe(prompt=(part, Slot(name="problem"))))
+
+
+@pytest.mark.parametrize("where", ["prompt", "between", "step"])
+def test_spelling_is_checked_in_every_list(where: str) -> None:
+    made = recipe()
+    wrong = Tokens(ids=(0,), text="no such token")
+    with pytest.raises(RecipeError, match="use the tokenizer the model was trained with"):
+        encoder(dataclasses.replace(made, **{where: (*getattr(made, where), wrong)}))
+
+
+def test_spell_added_tokens_count_and_the_longest_wins() -> None:
+    tokenizer = build(special=("<s>", "<s><s>", "<extra_0>"), plain=())
+    made = encoder(recipe(tokenizer), tokenizer)
+    one, two = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("<s><s>")
+    assert made.spell("<s><s><s>") == (two, one)
+    assert made.spell("a<s>b") == (*plain_ids("a"), one, *plain_ids("b"))
+    assert made.spell("") == ()
+
+
+def test_spell_equals_the_whole_tokenizer() -> None:
+    for text in ("<|im_start|>user\nx = 4</s>", "a  b", "<extra_0><extra_0>", "x = <s"):
+        assert list(SEPARATE.spell(text)) == BPE.encode(text, add_special_tokens=False).ids
+
+
+def test_spell_without_added_tokens() -> None:
+    part = Tokens(ids=tuple(plain_ids("#")), text="#", read=0)
+    bare = recipe(prompt=(Slot(name="problem"),), step=(Slot(name="step"), part))
+    made = RecipeEncoder(dump(BARE), bare)
+    assert list(made.spell("2x = 8")) == plain_ids("2x = 8")
+    assert made.encode("2x", ["= 8"]).ids.tolist() == plain_ids("2x", "= 8", "#")
+
+
+def test_wordpiece_may_yield_its_unknown_token() -> None:
+    made = encoder(tokenizer=WORDPIECE).encode("apples 漢", ["[SEP] <extra_0> [UNK]"])
+    unknown, tag = WORDPIECE.token_to_id("[UNK]"), WORDPIECE.token_to_id("<extra_0>")
+    assert unknown in made.ids
+    assert WORDPIECE.token_to_id("[SEP]") not in made.ids
+    assert np.flatnonzero(made.ids == tag).tolist() == made.reads.tolist()
+
+
+def test_unigram_may_yield_its_unknown_token() -> None:
+    pieces = [("<s>", 0.0), ("<unk>", 0.0), ("<extra_0>", 0.0), ("a", -1.0), ("b", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, 1, False))
+    tokenizer.add_special_tokens(["<s>", "<unk>", "<extra_0>"])
+    part = (Slot(name="step"), Tokens(ids=(2,), text="<extra_0>", read=0))
+    made = RecipeEncoder(dump(tokenizer), recipe(prompt=(Slot(name="problem"),), step=part))
+    assert made.encode("a?b", ["b"]).ids.tolist()[:3] == [3, 1, 4]
+
+
+def test_text_that_yields_an_added_token_after_all_is_refused() -> None:
+    # a model whose own vocabulary holds the tag as a word: no copy without added tokens helps
+    vocabulary = {"<unk>": 0, "<s>": 1, "<extra_0>": 2, "fine": 3}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "<extra_0>", "<unk>"])
+    part = (Slot(name="step"), Tokens(ids=(2,), text="<extra_0>", read=0))
+    made = RecipeEncoder(dump(tokenizer), recipe(prompt=(Slot(name="problem"),), step=part))
+    assert made.encode("fine", ["fine odd"]).ids.tolist() == [3, 3, 0, 2]
+    with pytest.raises(RecipeError, match=r"encoded as the added token '<extra_0>' \(2\), which"):
+        made.encode("fine <extra_0>", ["fine"])
+
+
+def test_encode_refuses_a_recipe_with_two_reads_for_a_step() -> None:
+    part = tokens("<extra_0>", read=0)  # Recipe.from_dict refuses it; one made in code is here
+    with pytest.raises(RecipeError, match="4 read positions for 2 steps"):
+        encoder(recipe(step=(Slot(name="step"), part, part))).encode(PROBLEM, ["a", "b"])
+
+
+# --- split
+
+
+@pytest.mark.parametrize(
+    ("response", "steps"),
+    [
+        ("", []),
+        (" \n\n \n\n", []),
+        ("one", ["one"]),
+        ("one\n\ntwo\n\n\n\nthree\n\n", ["one", "two", "three"]),
+        ("  one \n\n\ttwo\nlines\n", ["one", "two\nlines"]),
+        ("one\r\n\r\ntwo", ["one\r\n\r\ntwo"]),
+    ],
+)
+def test_split_cuts_and_drops_blank_pieces(response: str, steps: list[str]) -> None:
+    assert SEPARATE.split(response) == steps
+
+
+def test_split_may_keep_white_space() -> None:
+    made = encoder(recipe(split=Split(separator="\n\n", strip=False)))
+    assert made.split(" one\n\n \n\ntwo ") == [" one", "two "]
+
+
+def test_split_refuses_what_is_no_text() -> None:
+    with pytest.raises(InputTypeError, match=r"^response must be a string, got list"):
+        SEPARATE.split(["a"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^response holds a lone surrogate"):
+        SEPARATE.split("\ud800")
+
+
+# --- transformers as judge
+
+
+@pytest.fixture(scope="module")
+def judge() -> Callable[[str], list[int]]:
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=build())
+    return lambda text: list(fast(text, add_special_tokens=False)["input_ids"])
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_encode_equals_transformers(judge: Callable[[str], list[int]], texts: list[str]) -> None:
+    problem, *steps = (text.replace("  ", " _").replace("x = ", "y = ") for text in texts)
+    ids = [*judge("<s>"), *judge("Q: "), *judge(problem)]
+    for index, step in enumerate(steps):
+        ids += [*(judge(" ") if index else []), *judge("Step:"), *judge(step), *judge("<extra_0>")]
+    assert SEPARATE.encode(problem, steps).ids.tolist() == ids
+
+
+def test_transformers_would_let_text_make_a_tag(judge: Callable[[str], list[int]]) -> None:
+    # the reason for all of the above
+    assert ADDED["<extra_0>"] in judge("I typed <extra_0>")
+
+
+def test_encode_with_the_frozen_package(tiny_package: Path) -> None:
+    data = json.loads((tiny_package / "prm_edge.json").read_text(encoding="utf-8"))
+    made = RecipeEncoder(
+        (tiny_package / "tokenizer.json").read_bytes(), Recipe.from_dict(data["recipe"])
+    ).encode(PROBLEM, STEPS)
+    newline = made.ids[made.reads].tolist()
+    assert newline == [200, 200, 200]
+    assert made.ids[0] == 0

@@ -1,0 +1,467 @@
+"""The optimum backend: encoders end to end, and Qwen2 as a second opinion on the native graph.
+
+Tests marked ``optimum`` need optimum-onnx 0.1.0 and so transformers < 4.58.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import checkpoints
+import encoder_checkpoints
+import numpy as np
+import onnx
+import pytest
+import torch
+from encoder_checkpoints import SEPARATOR
+from safetensors.torch import load_file
+
+from prm_edge_export import optimum_backend, proof
+from prm_edge_export.checkpoint import Checkpoint
+from prm_edge_export.optimum_backend import export_stateless, limits, load_encoder
+from prm_edge_export.optimum_backend import read_encoder_config as read
+from prm_edge_export.pipeline import ExportOptions
+from prm_edge_export.pipeline import export as run
+from prm_edge_runtime import Scorer
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ExportDependencyError,
+    ExportError,
+    ProofError,
+    UnsupportedError,
+)
+
+Test = Callable[..., None]
+
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TEXTS: list[tuple[str, list[str]]] = [
+    ("What is 2 + 2?", ["2 + 2 = 4", "So the answer is 4."]),
+    ("", ["", "  ", "after an empty and a blank step"]),
+    ("Größe in m²: ½ · 3 ≤ π?", ["數学 שלום 👩\u200d🏫", "e\u0301 and é", "\u0000\u0007"]),
+    ("A shop sells 12 apples", ["12 / 20 = 0.6 ; and more ; " * 4, "x" * 120, "= 3 dollars"]),
+]
+
+
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("optimum.exporters.onnx") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def needs_optimum(test: Test) -> Test:
+    skip = pytest.mark.skipif(not _installed(), reason="needs the optimum extra (optimum-onnx)")
+    return pytest.mark.optimum(skip(test))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # models this small lose more to waiting for each other's threads than they gain
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ["PRM_EDGE_THREADS"] = "1"
+    yield
+    del os.environ["PRM_EDGE_THREADS"]
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def verify(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "verify.jsonl"
+    lines = [json.dumps({"problem": problem, "steps": steps}) for problem, steps in TEXTS]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder_checkpoints.bert(tmp_path_factory.mktemp("checkpoint") / "bert")
+
+
+@pytest.fixture(scope="module")
+def package(bert: Path, verify: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("package") / "bert-prm"
+    return export(bert, out, verify=verify)
+
+
+def export(checkpoint: Path, out: Path, **options: Any) -> Path:
+    options = {"separator": SEPARATOR, **options}
+    return run(ExportOptions(checkpoint=checkpoint, out=out, **options)).out
+
+
+def scores(package: Path) -> list[tuple[float | None, ...]]:
+    with Scorer.load(package) as scorer:
+        return [scorer.score(problem, steps).scores for problem, steps in TEXTS]
+
+
+# --- Qwen2: a second opinion on the native graph
+
+
+@needs_optimum
+def test_optimum_agrees_with_the_native_graph(tmp_path: Path) -> None:
+    checkpoint = checkpoints.trl_qwen2(tmp_path / "qwen2")
+    options = {"checkpoint": checkpoint, "separator": "\n"}
+    native = run(ExportOptions(out=tmp_path / "native", **options)).out
+    result = run(ExportOptions(out=tmp_path / "optimum", backend="optimum", **options))
+    assert result.report["proof"]["max_abs_dp"] <= 1e-4
+    assert result.report["provenance"]["backend"] == "optimum"
+    texts, _ = proof.load_texts(None)
+    assert len(texts) > 20
+    with Scorer.load(native) as one, Scorer.load(result.out) as two:
+        assert (two.package.manifest.variants[0].interface, two.variant) == (
+            "stateless",
+            one.variant,
+        )
+        compared = 0
+        for text in texts:
+            a, b = one.score(text.problem, text.steps), two.score(text.problem, text.steps)
+            if b.n_tokens > two.max_tokens:
+                continue  # a causal graph scores the beginning, a stateless one nothing
+            np.testing.assert_allclose(a.scores, b.scores, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(a.logits, b.logits, rtol=1e-3, atol=1e-3)
+            compared += len(a.scores)
+    assert compared > 100
+
+
+def test_optimum_refuses_llama_by_name(tmp_path: Path, verify: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "llama", bos=False)
+    with pytest.raises(UnsupportedError, match=r"does not export llama .* use --backend native"):
+        export(checkpoint, tmp_path / "out", backend="optimum", verify=verify)
+    assert not (tmp_path / "out").exists()
+
+
+# --- BERT: end to end
+
+
+@needs_optimum
+def test_bert_scores_equal_transformers(bert: Path, package: Path) -> None:
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    model = AutoModelForTokenClassification.from_pretrained(bert).eval()
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    reference = []
+    for problem, steps in TEXTS:
+        row, reads = ids(problem), []
+        for step in steps:
+            row += ids(step) + ids(SEPARATOR)
+            reads.append(len(row) - 1)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([row])).logits[0, reads]
+        reference.append(tuple(logits.softmax(-1)[:, 1].tolist()))
+    ours = scores(package)
+    assert sum(map(len, ours)) == 11
+    for a, b in zip(reference, ours, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert np.ptp([score for row in reference for score in row]) > 0.2
+
+
+@needs_optimum
+def test_bert_package_is_self_contained(package: Path, tmp_path_factory: Any) -> None:
+    folder = package / "cpu-fp32"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.onnx", "model.onnx.data", "report.json"}
+    raw = (folder / "model.onnx").read_bytes()
+    model = onnx.load_from_string(raw)
+    places = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert places == {"model.onnx.data"}
+    assert str(tmp_path_factory.getbasetemp()).encode() not in raw
+    assert b"site-packages" not in raw
+    with Scorer.load(package, verify="full", self_test=True) as scorer:
+        assert (scorer.max_tokens, scorer.recipe.family) == (256, "trl")
+
+
+@needs_optimum
+def test_bert_over_the_limit_scores_nothing(package: Path) -> None:
+    with Scorer.load(package) as scorer:
+        steps = ["2 + 2 = 4"] * 60
+        result = scorer.score("What is 2 + 2?", steps)
+        assert result.n_tokens > scorer.max_tokens
+        assert result.scores == (None,) * 60
+        assert set(result.status) == {"too_long"}
+        assert (result.n_tokens_run, result.verdict) == (0, "unknown")
+        fitting = scorer.score("What is 2 + 2?", steps[:40])
+        assert fitting.n_tokens <= scorer.max_tokens
+        assert None not in fitting.scores
+
+
+@needs_optimum
+def test_hostile_config_runs_nothing(
+    bert: Path, package: Path, verify: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = shutil.copytree(bert, tmp_path / "hostile")
+    marker = tmp_path / "ran"
+    code = f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n"
+    for name in ("modeling_evil", "configuration_evil", "onnx_config"):
+        (checkpoint / f"{name}.py").write_text(code)
+    checkpoints.edit_config(
+        checkpoint,
+        lambda data: data.update(
+            architectures=["Evil"],
+            auto_map={
+                "AutoConfig": "configuration_evil.Evil",
+                "AutoModelForTokenClassification": "modeling_evil.Evil",
+            },
+            attn_implementation="evil/kernels",
+            _attn_implementation="evil/kernels:run",
+            _attn_implementation_internal="evil/kernels",
+            experts_implementation="evil/kernels",
+            torch_dtype="__import__('os').abort()",
+            dtype=["float8"],
+            export_model_type="evil",
+            transformers_weights="../evil.bin",
+            problem_type="evil",
+            custom_pipelines={"evil": {"impl": "modeling_evil.Evil"}},
+            _name_or_path="evil/evil",
+            return_dict=False,
+            torchscript=True,
+            chunk_size_feed_forward=-1,
+        ),
+    )
+
+    def refuse(*_: object) -> None:
+        raise OSError("a connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    out = export(checkpoint, tmp_path / "out", verify=verify)
+    assert scores(out) == scores(package)
+    assert not marker.exists()
+    assert not [
+        name for name in sys.modules if name.startswith(("transformers_modules", "kernels"))
+    ]
+
+
+def test_custom_model_type_is_refused_by_name(bert: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(bert, tmp_path / "custom")
+    checkpoints.edit_config(
+        checkpoint,
+        lambda data: data.update(
+            model_type="evil-bert", auto_map={"AutoConfig": "configuration_evil.Evil"}
+        ),
+    )
+    with pytest.raises(UnsupportedError, match=r"'evil-bert' .* not supported.* bert and qwen2"):
+        export(checkpoint, tmp_path / "out")
+
+
+# --- when optimum is missing, fails or complains
+
+
+def test_missing_optimum_says_how_to_install_it(
+    bert: Path, verify: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    with pytest.raises(ExportDependencyError, match=r"pip install 'prm-edge\[export,optimum\]'"):
+        export(bert, tmp_path / "out", verify=verify)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_optimum
+def test_failed_validation_fails_the_export(
+    bert: Path, verify: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimum_backend, "TOLERANCE", -1.0)
+    with pytest.raises(ProofError, match=r"optimum's own validation .* not within the set tol"):
+        export(bert, tmp_path / "out", verify=verify)
+    assert list(tmp_path.iterdir()) == []
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, trace: Callable[[], object]) -> None:
+    """Put a stand-in for optimum's tracer where the real one would be loaded."""
+    tasks = SimpleNamespace(
+        get_exporter_config_constructor=lambda *_, **__: lambda config: config,
+    )
+
+    def export(model: Any, config: Any, output: Path, device: str) -> tuple[list[str], list[str]]:
+        trace()
+        return [], []
+
+    parts = (export, lambda *_, **__: None, tasks)
+    monkeypatch.setattr(optimum_backend, "_load_optimum", lambda: parts)
+
+
+def test_failed_tracing_is_named(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace() -> None:
+        raise RuntimeError("aten::evil is not supported")
+
+    stub(monkeypatch, trace)
+    with (
+        Checkpoint(bert) as checkpoint,
+        pytest.raises(ExportError, match=r"optimum cannot export this bert .*aten::evil"),
+    ):
+        export_stateless(checkpoint, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimum_warning_fails_the_export_and_is_not_printed(
+    bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    theirs = logging.getLogger("optimum")
+    printer = logging.StreamHandler()
+    monkeypatch.setattr(theirs, "handlers", [printer])
+    monkeypatch.setattr(theirs, "propagate", False)
+    warn = logging.getLogger("optimum.exporters.onnx.convert").warning
+    stub(monkeypatch, lambda: warn("max diff %s is too much", 0.5))
+    with (
+        Checkpoint(bert) as checkpoint,
+        pytest.raises(ProofError, match=r"raised a warning: max diff 0\.5 is too much"),
+    ):
+        export_stateless(checkpoint, tmp_path / "model.onnx")
+    assert theirs.handlers == [printer]
+    assert capsys.readouterr().err == ""
+    assert "optimum: max diff 0.5" in caplog.text
+
+
+# --- the encoder's config
+
+
+def test_encoder_config_is_read(bert: Path) -> None:
+    with Checkpoint(bert) as checkpoint:
+        assert limits(checkpoint) == (encoder_checkpoints.wordpiece().vocab_size, 256)
+    config = read(CONFIG)
+    assert (config.max_positions, config.token_types, config.eps) == (512, 2, 1e-12)
+    assert config.activation == "gelu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "'roberta' with a classifier head is not supported"),
+        ({"model_type": ["bert"]}, "is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+        ({"is_decoder": True, "add_cross_attention": True}, "is_decoder True; add_cross_att"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"hidden_act": "evil.module"}, r"hidden_act 'evil.module' \(only gelu, gelu_new, relu\)"),
+    ],
+)
+def test_encoder_config_refuses_what_it_cannot_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        read({**CONFIG, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": None}, "vocab_size must be a whole number .*, got None"),
+        ({"hidden_size": 1 << 40}, "hidden_size must be"),
+        ({"num_hidden_layers": True, "layer_norm_eps": float("nan")}, "num_hidd.*; layer_norm_eps"),
+        ({"max_position_embeddings": "512"}, "max_position_embeddings must be"),
+        ({"num_attention_heads": 5}, "hidden_size 64 is no multiple of num_attention_heads 5"),
+    ],
+)
+def test_encoder_config_names_every_wrong_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read({**CONFIG, **changes})
+
+
+# --- the reference encoder
+
+
+@pytest.mark.parametrize("activation", optimum_backend.ACTIVATIONS)
+def test_encoder_reference_is_what_transformers_loads(activation: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    root = encoder_checkpoints.bert(tmp_path, hidden_act=activation, layer_norm_eps=1e-3)
+    ids = np.arange(40, dtype=np.int64)
+    model = AutoModelForTokenClassification.from_pretrained(root).eval()
+    with torch.inference_mode():
+        expected = model(input_ids=torch.from_numpy(ids)[None]).logits[0, [3, 39]].numpy()
+    with Checkpoint(root) as checkpoint:
+        logits = load_encoder(checkpoint).run(ids, np.array([3, 39]))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    checkpoints.write_shards(folder, tensors)
+    return folder
+
+
+def test_encoder_reference_knows_what_no_score_needs(tmp_path: Path) -> None:
+    root = edit_tensors(
+        encoder_checkpoints.bert(tmp_path),
+        lambda tensors: tensors.update(
+            {
+                "bert.pooler.dense.weight": torch.zeros(64, 64),
+                "cls.predictions.bias": torch.zeros(8),
+                "bert.embeddings.position_ids": torch.arange(256)[None],
+            }
+        ),
+    )
+    with Checkpoint(root) as checkpoint:
+        assert load_encoder(checkpoint).run(np.arange(3), np.array([2])).shape == (1, 2)
+
+
+def test_encoder_reference_names_tensors_left_over(tmp_path: Path) -> None:
+    root = edit_tensors(
+        encoder_checkpoints.bert(tmp_path),
+        lambda tensors: tensors.update({"bert.encoder.adapter.weight": torch.zeros(4)}),
+    )
+    with (
+        Checkpoint(root) as checkpoint,
+        pytest.raises(CheckpointError, match=r"bert\.encoder\.adapter\.weight"),
+    ):
+        load_encoder(checkpoint)
+
+
+def test_encoder_reference_names_a_missing_tensor(tmp_path: Path) -> None:
+    name = "bert.embeddings.LayerNorm.weight"
+    root = edit_tensors(encoder_checkpoints.bert(tmp_path), lambda tensors: tensors.pop(name))
+    with Checkpoint(root) as checkpoint, pytest.raises(CheckpointError, match=name):
+        load_encoder(checkpoint)
+
+
+def test_encoder_reference_refuses_another_head(tmp_path: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for part in ("weight", "bias"):
+            tensors[f"score.{part}"] = tensors.pop(f"classifier.{part}")
+
+    root = edit_tensors(encoder_checkpoints.bert(tmp_path), rename)
+    with (
+        Checkpoint(root) as checkpoint,
+        pytest.raises(UnsupportedError, match="this checkpoint has linear; optimum cannot"),
+    ):
+        load_encoder(checkpoint)
+
+
+def test_encoder_reference_is_compared_with_the_config(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(model: Any, tensors: Any) -> None:
+        tensors.used.update(tensors)
+        model.bert.embeddings.LayerNorm.eps = 0.5
+
+    monkeypatch.setattr(optimum_backend, "fill", fill)
+    with Checkpoint(bert) as checkpoint, pytest.raises(ProofError, match=r"layer_norm_eps: .*0\.5"):
+        load_encoder(checkpoint)

@@ -1,0 +1,256 @@
+"""The one place that opens a session: telemetry, providers, threads, and what it says without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prm_edge_runtime import ort
+from prm_edge_runtime.errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> str:
+    """Run code in a fresh interpreter that sees what this one sees; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+TELEMETRY = """
+import os, sys
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+seen = []
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+from prm_edge_runtime import Scorer
+assert "onnxruntime" not in sys.modules
+Scorer.load(sys.argv[1])
+print(seen)
+"""
+
+
+def test_load_onnxruntime_telemetry_is_off_before_the_import(tiny_package: Path) -> None:
+    assert run_python(TELEMETRY, tiny_package) == "['1']"
+
+
+MISSING = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "onnxruntime":
+            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+sys.meta_path.insert(0, Block())
+from prm_edge_runtime import PrmEdgeError, Scorer
+try:
+    Scorer.load(sys.argv[1])
+except PrmEdgeError as error:
+    print(type(error).__name__, isinstance(error, ImportError), error)
+"""
+
+
+def test_load_onnxruntime_missing_says_what_to_install(tiny_package: Path) -> None:
+    said = run_python(MISSING, tiny_package)
+    assert said == (
+        "RuntimeMissingError True onnxruntime cannot be imported (No module named 'onnxruntime'); "
+        "install one: pip install 'prm-edge[cpu]', or 'prm-edge[gpu]' for CUDA"
+    )
+
+
+def test_load_onnxruntime_missing_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeMissingError, match=r"cannot be imported .*prm-edge\[cpu\]'"):
+        ort.load_onnxruntime()
+
+
+def test_load_onnxruntime_broken_by_two_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    with pytest.raises(RuntimeMissingError, match=r"broken .it has no InferenceSession.*uninstall"):
+        ort.load_onnxruntime()
+
+
+def test_load_onnxruntime_also_when_the_caller_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRuntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert ort.load_onnxruntime() is fake
+    assert fake.said == ["telemetry off"]
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+# --- threads
+
+
+@pytest.mark.parametrize(
+    ("threads", "environment", "expected"),
+    [
+        (None, None, 0),
+        (None, "", 0),
+        (None, "  ", 0),
+        (None, "3", 3),
+        (None, " 3 ", 3),
+        (None, "0", 0),
+        (2, "3", 2),
+        (0, "3", 0),
+        (2, "nonsense", 2),
+    ],
+)
+def test_thread_count(
+    threads: int | None,
+    environment: str | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if environment is None:
+        monkeypatch.delenv("PRM_EDGE_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("PRM_EDGE_THREADS", environment)
+    assert ort.thread_count(threads) == expected
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, 2.0, "two", "", True, False, [], float("nan")])
+def test_thread_count_refuses(threads: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^threads must be a whole number, 1 or more, or 0 for"):
+        ort.thread_count(threads)
+
+
+@pytest.mark.parametrize("value", ["-1", "two", "1.5", "1 2", "True"])
+def test_thread_count_refuses_and_names_the_variable(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRM_EDGE_THREADS", value)
+    with pytest.raises(ConfigError, match=f"^PRM_EDGE_THREADS must be .* got '{value}'"):
+        ort.thread_count(None)
+
+
+# --- sessions, with a stand-in for onnxruntime that remembers what it was asked
+
+
+class FakeRuntime(types.ModuleType):
+    __version__ = "9.9"
+
+    def __init__(self, *, cuda: bool = False, lands_on: str | None = None) -> None:
+        super().__init__("onnxruntime")
+        self.said: list[Any] = []
+        self.providers = [*(["CUDAExecutionProvider"] if cuda else []), "CPUExecutionProvider"]
+        runtime = self
+
+        class SessionOptions:
+            def __init__(self) -> None:
+                self.config: dict[str, str] = {}
+
+            def add_session_config_entry(self, key: str, value: str) -> None:
+                self.config[key] = value
+
+        class InferenceSession:
+            def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+                runtime.said.append((path, vars(options), providers))
+                self.on = [lands_on] if lands_on else providers
+
+            def get_providers(self) -> list[str]:
+                return self.on
+
+        self.SessionOptions = SessionOptions
+        self.InferenceSession = InferenceSession
+
+    def get_available_providers(self) -> list[str]:
+        return self.providers
+
+    def disable_telemetry_events(self) -> None:
+        self.said.append("telemetry off")
+
+    def preload_dlls(self) -> None:
+        self.said.append("preloaded")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> FakeRuntime:
+    fake = FakeRuntime(**arguments)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    return fake
+
+
+def test_open_session_cpu_is_exact_on_every_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch)
+    ort.open_session(Path("g.onnx"), device="cpu", threads=3)
+    path, options, providers = fake.said[-1]
+    assert path == "g.onnx"
+    assert options["config"] == {"session.x64quantprecision": "1"}
+    assert options["intra_op_num_threads"] == 3
+    assert options["log_severity_level"] == 3
+    assert providers == ["CPUExecutionProvider"]
+    assert "preloaded" not in fake.said
+
+
+def test_open_session_cuda_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, cuda=True)
+    ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+    _, options, providers = fake.said[-1]
+    assert options["config"]["session.disable_cpu_ep_fallback"] == "1"
+    assert providers == ["CUDAExecutionProvider"]
+    assert fake.said[-2] == "preloaded"
+
+
+def test_open_session_that_landed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, cuda=True, lands_on="CPUExecutionProvider")
+    with pytest.raises(DeviceError, match=r"'cuda' was asked for, but .* on CPUExecutionProvider"):
+        ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+
+
+def test_open_session_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    with pytest.raises(
+        DeviceError,
+        match=r"'cuda' needs CUDAExecutionProvider.*9\.9.*has CPUExec.*prm-edge\[gpu\]'",
+    ):
+        ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_cuda_available(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, cuda=cuda)
+    assert ort.cuda_available() is cuda
+
+
+# --- the real one
+
+
+def test_open_session_sets_the_options_for_real(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ort.load_onnxruntime()
+    made: list[Any] = []
+
+    class Options(real.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(real, "SessionOptions", Options)
+    session = ort.open_session(tiny_package / "cpu-fp32/model.onnx", device="cpu", threads=1)
+    assert made[0].get_session_config_entry("session.x64quantprecision") == "1"
+    assert made[0].intra_op_num_threads == 1
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_open_session_graph_that_is_none(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"^onnxruntime \d.* cannot load .*model\.onnx: "):
+        ort.open_session(graph, device="cpu", threads=1)
+    with pytest.raises(EngineError, match="cannot load"):
+        ort.open_session(tmp_path / "absent.onnx", device="cpu", threads=1)

@@ -1,0 +1,94 @@
+"""The stored cases of a package: written, read, and compared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prm_edge_runtime.errors import PackageFormatError, SelfTestError
+from prm_edge_runtime.selftest import Case, check, dump_cases, load_cases
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+CASES = st.lists(
+    st.lists(st.tuples(TEXT, st.floats(-1e9, 1e9)), max_size=3).flatmap(
+        lambda steps: st.builds(
+            lambda problem: Case(
+                problem=problem,
+                steps=tuple(text for text, _ in steps),
+                scores=tuple(score for _, score in steps),
+            ),
+            TEXT,
+        )
+    ),
+    min_size=1,
+    max_size=3,
+)
+CASE = Case(problem="p", steps=("a", "b"), scores=(0.25, 0.75))
+
+
+@given(CASES)
+@settings(max_examples=30, deadline=None)
+def test_cases_survive_json_to_the_bit(cases: list[Case]) -> None:
+    assert load_cases(dump_cases(cases)) == cases
+    assert dump_cases(cases).endswith(b"}\n")
+
+
+def _raw(**changes: Any) -> bytes:
+    return json.dumps({"cases": [{**CASE.to_dict(), **changes}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (b"", r"selftest\.json is not JSON"),
+        (b"{", r"selftest\.json is not JSON"),
+        (b"\xff\xfe\x00", r"selftest\.json is not JSON"),
+        (b"[]", "must be an object, got a list"),
+        (b"{}", "key 'cases' is missing"),
+        (b'{"cases": {}}', r"selftest\.json\.cases: must be a list, got an object"),
+        (b'{"cases": [1]}', r"cases\[0\]: must be an object, got an integer"),
+        (_raw(extra=1), r"cases\[0\]: unknown key 'extra'"),
+        (_raw(problem=None), r"cases\[0\]\.problem: must be a string, got null"),
+        (_raw(steps="ab"), r"steps: must be a list, got a string"),
+        (_raw(steps=["a", 1]), "steps: must hold only strings"),
+        (_raw(scores=["a", 1]), "scores: must hold only "),
+        (_raw(scores=[0.5, None]), "scores: must hold only "),
+        (_raw(scores=[0.5]), "must have one score per step"),
+        (json.dumps({"cases": [CASE.to_dict()], "x": 1}).encode(), "unknown key 'x'"),
+    ],
+)
+def test_load_cases_refuses(raw: bytes, match: str) -> None:
+    with pytest.raises(PackageFormatError, match=match):
+        load_cases(raw)
+
+
+def test_check_returns_the_largest_difference() -> None:
+    got = {"p": [0.25, 0.5], "q": [0.25, 0.875]}
+    cases = [CASE, Case(problem="q", steps=("a", "b"), scores=(0.25, 0.75))]
+    assert check(cases, lambda problem, steps: got[problem], 0.25) == 0.25
+
+
+def test_check_over_the_tolerance() -> None:
+    said = r"case 1, step 0: expected 0\.250000, got 0\.5 \(allowed difference 0\.1\).*do not trust"
+    with pytest.raises(SelfTestError, match=said):
+        check([CASE, CASE], iter_scores([0.25, 0.75], [0.5, 0.75]), 0.1)
+
+
+def test_check_a_step_without_a_score_fails() -> None:
+    with pytest.raises(SelfTestError, match="case 0, step 1: expected 0.750000, got None"):
+        check([CASE], iter_scores([0.25, None]), 1e9)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_check_a_tolerance_that_allows_nothing(tolerance: float) -> None:
+    with pytest.raises(SelfTestError, match="allowed difference"):
+        check([CASE], iter_scores([0.25, 0.75]), tolerance)
+
+
+def iter_scores(*answers: list[float | None]) -> Any:
+    queue = iter(answers)
+    return lambda problem, steps: next(queue)
