@@ -55,7 +55,9 @@ class Row:
 class Reference(Protocol):
     """A checkpoint as transformers loads it."""
 
-    def encode(self, problem: str, steps: Sequence[str]) -> Row: ...
+    def encode(self, problem: str, steps: Sequence[str]) -> Row:
+        """Ids and read positions as the model was trained on them."""
+        ...
 
     def logits(self, row: Row) -> torch.Tensor:
         """(N read positions, 2)"""
@@ -76,6 +78,13 @@ def read_records(path: Path, limit: int | None = None) -> list[Record]:
 
 
 # --- references
+
+
+def hugging_face() -> Any:
+    """transformers, which has no type information worth checking; imported when first used."""
+    import transformers
+
+    return transformers
 
 
 def trl_row(tokenizer: Any, separator: str, problem: str, steps: Sequence[str]) -> Row:
@@ -107,11 +116,9 @@ class TrlReference:
     """What ``AutoModelForTokenClassification`` makes of a checkpoint trained with TRL."""
 
     def __init__(self, checkpoint: Path, separator: str) -> None:
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-        self.tokenizer: Final = AutoTokenizer.from_pretrained(checkpoint)
+        self.tokenizer: Final = hugging_face().AutoTokenizer.from_pretrained(checkpoint)
         self.separator: Final = separator
-        model, info = AutoModelForTokenClassification.from_pretrained(
+        model, info = hugging_face().AutoModelForTokenClassification.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         refuse_missing(info)
@@ -132,10 +139,9 @@ class QwenPrmReference:
 
     def __init__(self, checkpoint: Path) -> None:
         from safetensors import safe_open
-        from transformers import AutoTokenizer, Qwen2Model
 
-        self.tokenizer: Final = AutoTokenizer.from_pretrained(checkpoint)
-        model, info = Qwen2Model.from_pretrained(
+        self.tokenizer: Final = hugging_face().AutoTokenizer.from_pretrained(checkpoint)
+        model, info = hugging_face().Qwen2Model.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         refuse_missing(info)

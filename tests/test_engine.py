@@ -110,8 +110,8 @@ def test_decoder_does_not_change_what_it_is_given() -> None:
     assert (ids.tolist(), reads.tolist()) == (ids_of(17).tolist(), [16])
 
 
-def _retyped(tensors: Sequence[contract.Tensor], name: str, **changes: Any) -> list[Any]:
-    return [dataclasses.replace(t, **changes) if t.name == name else t for t in tensors]
+def _retyped(tensors: Sequence[contract.Tensor], which: str, **changes: Any) -> list[Any]:
+    return [dataclasses.replace(t, **changes) if t.name == which else t for t in tensors]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ LENGTHS += [255, 256, 257, 258, 384, 385, 400, 499, 511]
 
 def test_engine_prefix_is_bit_exact(engine: Any) -> None:
     # a score must not change by a bit when later steps are appended
-    ids = np.random.default_rng(0).integers(2, 384, 512)
+    ids = np.random.default_rng(0).integers(2, 363, 512)
     everywhere = np.arange(512, dtype=np.int64)
     whole = engine.run(ids, everywhere)
     assert np.abs(whole).std() > 0.5  # tiny logits would hide differences
@@ -254,7 +254,7 @@ def test_engine_prefix_is_bit_exact(engine: Any) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17])
 def test_engine_logits_do_not_depend_on_the_other_reads(engine: Any, count: int) -> None:
-    ids = np.random.default_rng(1).integers(2, 384, 257)
+    ids = np.random.default_rng(1).integers(2, 363, 257)
     whole = engine.run(ids, np.arange(257, dtype=np.int64))
     some = np.sort(np.random.default_rng(count).choice(257, count, replace=False))
     assert engine.run(ids, some).tobytes() == whole[some].tobytes()
@@ -263,7 +263,7 @@ def test_engine_logits_do_not_depend_on_the_other_reads(engine: Any, count: int)
 def test_engine_threads_do_not_change_a_bit(tiny_package: Path) -> None:
     package = open_package(tiny_package)
     variant = package.variant("cpu-fp32")
-    ids = np.random.default_rng(2).integers(2, 384, 385)
+    ids = np.random.default_rng(2).integers(2, 363, 385)
     runs = {
         open_engine(package.path(variant.graph), variant, logits=2, threads=threads)
         .run(ids, np.arange(385, dtype=np.int64))
@@ -291,6 +291,7 @@ def test_score_does_not_change_when_steps_are_appended(tiny_package: Path) -> No
 def wide_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     pytest.importorskip("torch", reason="needs the export extra")
     import checkpoints
+
     from prm_edge_export.pipeline import export
     from prm_edge_export.plan import ExportOptions
 
@@ -304,7 +305,7 @@ def wide_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
         max_position_embeddings=273,  # 1 modulo 16: the longest record is one that is padded
     )
     texts = folder / "texts.jsonl"
-    texts.write_text('{"problem": "2x = 8", "steps": ["x = 4"], "label": -1}\n')
+    texts.write_text('{"problem": "2x = 8", "steps": ["x = 5", "x = 4"], "label": 0}\n')
     export(
         ExportOptions(checkpoint=checkpoint, out=folder / "package", separator="\n", verify=texts)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from transformers import AutoModelForTokenClassification
 from prm_edge_export.pipeline import export, preview
 from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime import Scorer
-from prm_edge_runtime.errors import CheckpointError, ExportError, ProofError, UnsupportedError
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    ProofError,
+    UnsupportedError,
+)
 
 PROBLEM = "A shop sells 12 apples for $3. How much do 20 apples cost?"
 STEPS = ["12 apples cost $3, so one costs 3 / 12 = $0.25.", "20 * 0.25 = 5", "So $5."]
@@ -318,5 +325,99 @@ def test_preview_marks_the_reads(tmp_path: Path, texts: Path) -> None:
 )
 def test_export_clashing_tokenizers_need_recorded_scores(tmp_path: Path, texts: Path) -> None:
     checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny", qwen_tokenizer=False)
-    with pytest.raises(CheckpointError, match="encode differently .* pass them with --expect"):
+    with pytest.raises(CheckpointError, match=r"encode differently .* pass them with --expect"):
         run(checkpoint, tmp_path / "pkg", texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "nonsense"}, "--recipe 'nonsense' is not one of trl, pure, qwen2.5-math-prm"),
+        ({"precision": "int3"}, "--precision 'int3' is not one of fp32"),
+        ({"target": "tpu"}, "--target 'tpu' is not one of cpu"),
+        ({"backend": "magic"}, "--backend 'magic' is not one of auto, native, optimum"),
+    ],
+)
+def test_export_unknown_choice(
+    options: dict[str, Any], message: str, tmp_path: Path, texts: Path
+) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match=message):
+        run(checkpoint, tmp_path / "pkg", texts, **options)
+
+
+def test_export_recipe_for_another_head(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    with pytest.raises(
+        CheckpointError, match="needs a head of kind mlp, the checkpoint has linear"
+    ):
+        run(checkpoint, tmp_path / "pkg", texts, recipe="qwen2.5-math-prm")
+
+
+def test_export_mlp_head_through_optimum_is_refused(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.qwen_prm(tmp_path / "tiny")
+    with pytest.raises(UnsupportedError, match="optimum cannot export a two-layer head"):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None, backend="optimum")
+
+
+def test_export_qwen_prm_needs_its_own_tokenizer(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.qwen_prm(tmp_path / "tiny")
+    checkpoints.tokenizer(special=("<|im_start|>", "<|im_end|>"), qwen=True).save_pretrained(
+        checkpoint
+    )
+    (checkpoint / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="needs the checkpoint's chat template"):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None)
+    (checkpoint / "chat_template.jinja").write_text(checkpoints.CHATML)
+    with pytest.raises(CheckpointError, match="the tokenizer has no token '<extra_0>'"):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content }}", "does not insert the question and answer as given"),
+        ("{{ 1 / 0 }}", "chat template cannot be used"),
+    ],
+)
+def test_export_chat_template_that_cannot_be_used(
+    template: str, message: str, tmp_path: Path, texts: Path
+) -> None:
+    checkpoint = checkpoints.qwen_prm(tmp_path / "tiny")
+    (checkpoint / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match=message):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None)
+
+
+def test_export_template_that_trims_is_refused(tmp_path: Path, texts: Path) -> None:
+    # the recipe cannot say "trim", so blanks at the ends would be encoded differently
+    checkpoint = checkpoints.qwen_prm(tmp_path / "tiny")
+    trimming = checkpoints.CHATML.replace("message.content", "message.content | trim")
+    (checkpoint / "chat_template.jinja").write_text(trimming)
+    with pytest.raises(ProofError, match=r"does not encode the problem '\\n\\n  Leading"):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None)
+
+
+def test_export_tokenizer_larger_than_the_embedding(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    checkpoints.tokenizer(size=500, bos=True).save_pretrained(checkpoint)
+    checkpoints.edit_config(checkpoint, lambda data: data.update(vocab_size=300))
+    with pytest.raises(CheckpointError, match="ids but the embedding only 300 rows"):
+        run(checkpoint, tmp_path / "pkg", texts)
+
+
+def test_export_empty_separator(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="the separator '' is no token of this tokenizer"):
+        run(checkpoint, tmp_path / "pkg", texts, separator="")
+
+
+def test_export_separator_that_contradicts_training_args_warns(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    args = SimpleNamespace(step_separator="\n\n", max_length=777)
+    torch.save(args, checkpoint / "training_args.bin")
+    report = run(checkpoint, tmp_path / "pkg", texts)
+    assert any("WARNING: training_args.bin records" in line for line in report["lines"])
+    report = run(checkpoint, tmp_path / "pkg2", texts, separator=None)
+    assert "separator: '\\n\\n', from training_args.bin" in report["lines"]
+    assert report["provenance"]["trained_max_length"] == 777

@@ -148,7 +148,7 @@ def test_config_sliding_window_is_refused_unless_it_never_cuts(tmp_path: Path) -
         with Checkpoint(folder) as checkpoint:
             return read_config(checkpoint.config)
 
-    with pytest.raises(UnsupportedError, match="sliding-window attention .window 128"):
+    with pytest.raises(UnsupportedError, match=r"sliding-window attention .window 128"):
         read(use_sliding_window=True, sliding_window=128)
     with pytest.raises(UnsupportedError, match="sliding-window attention"):
         read(use_sliding_window=False, layer_types=["sliding_attention"] * 2)

@@ -79,7 +79,7 @@ def test_check_over_the_tolerance() -> None:
 
 
 def test_check_a_step_without_a_score_fails() -> None:
-    with pytest.raises(SelfTestError, match="case 0, step 1: expected 0.750000, got None"):
+    with pytest.raises(SelfTestError, match=r"case 0, step 1: expected 0\.750000, got None"):
         check([CASE], iter_scores([0.25, None]), 1e9)
 
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 from safetensors import SafetensorError, safe_open
+
+from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
+
 from prm_edge_runtime import contract
 from prm_edge_runtime.version import __version__
 

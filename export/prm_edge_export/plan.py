@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime.encoding import RecipeEncoder
-from prm_edge_runtime.errors import CheckpointError, ProofError, UnsupportedError
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    ProofError,
+    UnsupportedError,
+)
 from prm_edge_runtime.recipe import Recipe
 
 from .checkpoint import Checkpoint
@@ -138,7 +143,7 @@ def _check_choices(options: ExportOptions) -> None:
         ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
     ):
         if value not in allowed:
-            raise UnsupportedError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+            raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
 
 
 def _head(checkpoint: Checkpoint, reasons: list[str]) -> Head:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from prm_edge_runtime import Scorer, scoring
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import CheckpointError, ProofError

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
 DEFAULT_THETA: Final = 10000.0

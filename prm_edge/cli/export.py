@@ -33,7 +33,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
 @click.argument("out", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--recipe", metavar="NAME", help="Scoring recipe. Default: found from the checkpoint."
+    "--recipe",
+    metavar="NAME",
+    help="trl, pure, qwen2.5-math-prm or reasonflux-prm. Default: found from the checkpoint.",
 )
 @click.option(
     "--separator", metavar="TEXT", help=r"Step separator of a TRL checkpoint; \n is a newline."
@@ -41,14 +43,14 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--good-label", type=click.IntRange(min=0), help="Index of the label of a good step.")
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu"]),
     default="cpu",
     show_default=True,
     help="Device that the variant is for.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    type=click.Choice(["fp32"]),
     default="fp32",
     show_default=True,
     help="Precision of the weights.",
