@@ -14,6 +14,9 @@ V1_PACKAGE = HERE / "packages" / "v1"
 for variable in ("PRM_EDGE_PACKAGE", "PRM_EDGE_DEVICE", "PRM_EDGE_THREADS"):
     os.environ.pop(variable, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models are slower on many threads, and far slower when the machine is busy.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PRM_EDGE_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

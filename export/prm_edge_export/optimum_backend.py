@@ -257,6 +257,25 @@ def _model(checkpoint: Checkpoint) -> Any:
     return model
 
 
+def check_supported(model_type: object) -> None:
+    """Say at once, before any work, what optimum exports.
+
+    Raises:
+        UnsupportedError: for another ``model_type``.
+    """
+    if model_type in ARCHITECTURES and model_type not in DECODERS:
+        raise UnsupportedError(
+            f"optimum-onnx does not export {model_type} as a token classifier, only {SUPPORTED}; "
+            "use --backend native"
+        )
+    if model_type not in (*ENCODERS, *DECODERS):
+        raise UnsupportedError(
+            f"model_type {model_type!r} is not supported: the native backend exports "
+            f"{' and '.join(sorted(ARCHITECTURES))}, the optimum backend {SUPPORTED} "
+            "token classifiers"
+        )
+
+
 def export_stateless(checkpoint: Checkpoint, graph_path: Path) -> None:
     """Write the checkpoint's ``stateless`` graph, and ``model.onnx.data`` beside it.
 
@@ -267,11 +286,7 @@ def export_stateless(checkpoint: Checkpoint, graph_path: Path) -> None:
         ExportError: when optimum fails.
     """
     model_type = checkpoint.config.get("model_type")
-    if model_type in ARCHITECTURES and model_type not in DECODERS:
-        raise UnsupportedError(
-            f"optimum-onnx does not export {model_type} as a token classifier, only {SUPPORTED}; "
-            "use --backend native"
-        )
+    check_supported(model_type)
     trace, validate, tasks = _load_optimum()
     model = _model(checkpoint)
     config = tasks.get_exporter_config_constructor(

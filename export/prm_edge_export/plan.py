@@ -236,6 +236,10 @@ def _backend(
         raise UnsupportedError(
             "optimum cannot export a two-layer head: its class is remote code; use --backend native"
         )
+    if backend == OPTIMUM:
+        from .optimum_backend import check_supported
+
+        check_supported(model_type)
     if decoder is not None and head.layers[0].inputs != decoder.hidden:
         raise CheckpointError(
             f"{head.layers[0].weight} takes {head.layers[0].inputs} values, the hidden size is "
