@@ -13,6 +13,8 @@ from typing import Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only cost time on matrices this small
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 FAMILIES: Final = ("llama", "qwen2")
 SEPARATOR: Final = "\n"

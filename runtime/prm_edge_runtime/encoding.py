@@ -101,9 +101,10 @@ class RecipeEncoder:
                 "padding": None,
             }
             self._tokenizer = Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
+            forbidden = sorted(self._added.keys() - self._unknown(data))
+            self._forbidden = np.array(forbidden, dtype=np.int64)
         except Exception as error:  # tokenizers raises plain Exception
             raise RecipeError(f"tokenizer.json cannot be read: {error}") from error
-        self._forbidden = np.array(sorted(self._added.keys() - self._unknown(data)), dtype=np.int64)
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
@@ -143,8 +144,9 @@ class RecipeEncoder:
         """Encode one record. ``steps`` may be empty; an empty step is a step.
 
         Raises:
-            InputTypeError, InputError: for text that is not text, or absurdly long.
-            RecipeError: when text yields an added token after all.
+            InputTypeError: for anything but strings.
+            InputError: for text that is not text, that is absurdly long, or that the
+                tokenizer's own vocabulary turns into an added token.
         """
         problem, steps = check_text(problem, "problem"), check_steps(steps)
         characters = len(problem) + sum(map(len, steps))
@@ -173,9 +175,10 @@ class RecipeEncoder:
     def _refuse_added(self, text_ids: NDArray[np.int64]) -> None:
         if len(self._forbidden) and np.isin(text_ids, self._forbidden).any():
             found = int(text_ids[np.isin(text_ids, self._forbidden)][0])
-            raise RecipeError(
-                f"plain text was encoded as the added token {self._added[found]!r} ({found}), "
-                "which would shift the scores; this tokenizer is not supported, please report it"
+            raise InputError(
+                f"the text spells the token {self._added[found]!r} ({found}), which this "
+                "tokenizer's vocabulary lets plain text become and which would shift the scores; "
+                "take it out of the problem or the step"
             )
 
     def _runs(self, problem: str, steps: list[str]) -> tuple[list[Run], list[tuple[int, int]]]:

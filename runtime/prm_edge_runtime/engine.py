@@ -113,16 +113,34 @@ class StatelessEngine:
 
 
 def _check(given: Sequence[Any], expected: Sequence[contract.Tensor], variant: str) -> None:
-    actual = {value.name: (value.type, len(value.shape)) for value in given}
-    wanted = {tensor.name: (tensor.type, len(tensor.axes)) for tensor in expected}
-    if actual == wanted:
-        return
-    odd = sorted(actual.items() ^ wanted.items())[:4]
-    raise PackageFormatError(
-        f"the graph of variant {variant!r} does not follow the package format: expected "
-        f"{len(wanted)} tensors, found {len(actual)}, first differences "
-        f"{', '.join(f'{name} {kind} rank {rank}' for name, (kind, rank) in odd)}; "
-        "export the checkpoint again"
+    actual = {value.name: value for value in given}
+    problems = [f"unexpected tensor {name}" for name in actual if name not in _names(expected)]
+    for tensor in expected:
+        value = actual.get(tensor.name)
+        if value is None or not _fits(value, tensor):
+            found = "nothing" if value is None else f"{value.type} {list(value.shape)}"
+            problems.append(f"{tensor.name} must be {tensor.type} {list(tensor.axes)}, is {found}")
+    if problems:
+        raise PackageFormatError(
+            f"the graph of variant {variant!r} does not follow the package format in "
+            f"{len(problems)} tensors, first {'; '.join(problems[:3])}; export the checkpoint again"
+        )
+
+
+def _names(tensors: Sequence[contract.Tensor]) -> set[str]:
+    return {tensor.name for tensor in tensors}
+
+
+def _fits(value: Any, tensor: contract.Tensor) -> bool:
+    # axes that the contract only names may be called anything, or be known to the graph
+    return (
+        value.type == tensor.type
+        and len(value.shape) == len(tensor.axes)
+        and all(
+            axis == size
+            for axis, size in zip(value.shape, tensor.axes, strict=True)
+            if isinstance(size, int)
+        )
     )
 
 

@@ -38,6 +38,7 @@ REQUIRED_FILES: Final = (TOKENIZER_NAME, SELFTEST_NAME)
 UNLISTED_FILES: Final = (MANIFEST_NAME, CARD_NAME)
 MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 MAX_INTEGER: Final = 2**63 - 1
+MAX_CACHE_SIZE: Final = 2**16  # of layers, heads and head size: far above any model
 
 Scalar = str | int | float | bool | None
 
@@ -272,9 +273,9 @@ def _variants(fields: Fields) -> tuple[Variant, ...]:
                 interface=inner.choice("interface", INTERFACES),
                 graph=inner.text("graph"),
                 files=inner.list_of("files", str, "strings"),
-                layers=inner.integer("layers", minimum=0),
-                kv_heads=inner.integer("kv_heads", minimum=0),
-                head_dim=inner.integer("head_dim", minimum=0),
+                layers=inner.integer("layers", minimum=0, maximum=MAX_CACHE_SIZE),
+                kv_heads=inner.integer("kv_heads", minimum=0, maximum=MAX_CACHE_SIZE),
+                head_dim=inner.integer("head_dim", minimum=0, maximum=MAX_CACHE_SIZE),
                 proof=_flat(inner, "proof"),
             )
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prm_edge")
 
+MAX_THREADS = 1024
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -61,12 +63,13 @@ def thread_count(threads: int | None) -> int:
         source = "PRM_EDGE_THREADS"
         value = os.environ.get(source, "").strip() or "0"
     try:
-        number = int(str(value))
-    except ValueError:
+        number = int(str(value)) if re.fullmatch("[0-9]+", str(value)) else -1
+    except ValueError:  # more digits than Python converts
         number = -1
-    if number < 0 or isinstance(value, bool):
+    if not 0 <= number <= MAX_THREADS:
         raise ConfigError(
-            f"{source} must be a whole number, 1 or more, or 0 for every core; got {value!r}"
+            f"{source} must be a whole number from 1 to {MAX_THREADS}, or 0 for every core; "
+            f"got {value!r}"
         )
     return number
 
@@ -93,7 +96,7 @@ def open_session(path: Path, *, device: str, threads: int) -> onnxruntime.Infere
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only: they come back as exceptions
+    options.log_severity_level = 4  # errors come back as exceptions; a library never prints
     # Without it uint8 x int8 products saturate on x86 CPUs that lack VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if device != "cpu":

@@ -22,6 +22,7 @@ ENCODINGS: Final = ("joint", "separate")
 SLOTS: Final = ("problem", "step")
 LABEL_MEANINGS: Final = ("local", "on_path", "until_first_error")
 
+MAX_LOGITS: Final = 1 << 20
 UNIT: Final = (0.0, 1.0)
 # kind -> (number of logits it needs: exact, or None when ``good``/``bad`` index into any number;
 #          score range, None for unbounded; default threshold)
@@ -180,7 +181,7 @@ class Recipe:
             between=_parts(fields, "between"),
             step=_parts(fields, "step"),
             split=_split(fields),
-            logits=fields.integer("logits", minimum=1),
+            logits=fields.integer("logits", minimum=1, maximum=MAX_LOGITS),
             score=_score(fields),
             aggregates=fields.list_of("aggregates", str, "strings"),
             aggregate=fields.choice("aggregate", tuple(AGGREGATES)),
@@ -259,6 +260,8 @@ def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
             at = f"{where}.{key}[{index}]"
             if isinstance(part, Text) and not part.text:
                 problems.add(at, "literal text must not be empty")
+            if isinstance(part, Text | Tokens) and not _is_unicode(part.text):
+                problems.add(at, "text must not hold a lone surrogate")
             if isinstance(part, Tokens):
                 _validate_tokens(part, key, at, problems)
         slots = [part.name for part in parts if isinstance(part, Slot)]
@@ -268,6 +271,14 @@ def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
     reads = [p for p in recipe.step if isinstance(p, Tokens) and p.read is not None]
     if len(reads) != 1:
         problems.add(f"{where}.step", f"must have exactly one read position, got {len(reads)}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _validate_tokens(part: Tokens, key: str, at: str, problems: Problems) -> None:
@@ -297,6 +308,8 @@ def _validate_score(recipe: Recipe, where: str, problems: Problems) -> None:
             problems.add(f"{where}.aggregates", f"unknown {name!r}; known: {', '.join(AGGREGATES)}")
         elif AGGREGATES[name] and bounds != UNIT:
             problems.add(f"{where}.aggregates", f"{name!r} makes no sense outside [0, 1]")
+    if len(set(recipe.aggregates)) != len(recipe.aggregates):
+        problems.add(f"{where}.aggregates", "must not name one twice")
     if recipe.aggregate not in recipe.aggregates:
         problems.add(f"{where}.aggregate", f"{recipe.aggregate!r} is not among the aggregates")
 

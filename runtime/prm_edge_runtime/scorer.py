@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from . import ort, scoring, selftest
 from .encoding import RecipeEncoder, check_steps, check_text
 from .engine import Engine, open_engine
-from .errors import ConfigError, InputTypeError, PackageNotFoundError, VariantError
+from .errors import (
+    ConfigError,
+    DeviceError,
+    EngineError,
+    InputTypeError,
+    PackageNotFoundError,
+    VariantError,
+)
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .recipe import Recipe
@@ -77,8 +84,17 @@ class Scorer:
         """
         where, source = _package_path(path)
         package = open_package(where, verify=verify)
-        chosen = _choose(package, _device(device), variant)
-        scorer = cls.from_package(package, chosen, threads=threads, source=source)
+        asked = _device(device)
+        chosen = _choose(package, asked, variant)
+        try:
+            scorer = cls.from_package(package, chosen, threads=threads, source=source)
+        except (DeviceError, EngineError) as error:
+            has = {other.device for other in package.manifest.variants}
+            if asked != "auto" or variant is not None or chosen.device == "cpu" or "cpu" not in has:
+                raise
+            logger.warning("device auto: %s cannot be used (%s); taking cpu", chosen.device, error)
+            chosen = choose_variant(package.manifest, device="cpu", name=None)
+            scorer = cls.from_package(package, chosen, threads=threads, source=source)
         if chosen.proof.get("allowed_drift"):
             logger.warning(
                 "variant %s of %s was exported with --allow-drift: its scores differ from "
@@ -169,7 +185,18 @@ class Scorer:
         Raises:
             InputTypeError, InputError, EngineError: as :meth:`score`, for the first bad item.
         """
-        return [self.score(problem, steps) for problem, steps in items]
+        if not isinstance(items, Iterable) or isinstance(items, str | bytes):
+            raise InputTypeError(
+                f"items must be pairs (problem, steps), got {type(items).__name__}"
+            )
+        results = []
+        for index, item in enumerate(items):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise InputTypeError(
+                    f"item {index} must be a pair (problem, steps), got {type(item).__name__}"
+                )
+            results.append(self.score(*item))
+        return results
 
     def rank(
         self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
@@ -180,7 +207,7 @@ class Scorer:
             InputTypeError, InputError, EngineError: as :meth:`score`.
             ConfigError: when the recipe does not define the aggregate ``by``.
         """
-        by = by or self.recipe.aggregate
+        by = self.recipe.aggregate if by is None else by
         scoring.aggregate((), by, self.recipe.aggregates)  # refuse before any work is done
         check_text(problem, "problem")
         if isinstance(candidates, str | bytes) or not isinstance(candidates, Sequence):
@@ -201,7 +228,7 @@ class Scorer:
             SelfTestError: when it exceeds what the package allows for this variant.
         """
         tolerance = self._variant.proof.get(selftest.TOLERANCE_KEY)
-        if not isinstance(tolerance, int | float):
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
             raise VariantError(
                 f"variant {self._variant.name!r} records no {selftest.TOLERANCE_KEY}, so its "
                 "self-test cannot be judged; export the checkpoint again"

@@ -55,13 +55,6 @@ def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _prod(scores: Sequence[float]) -> float:
-    # in log space: a thousand good steps must not underflow to 0
-    if min(scores) <= 0.0:
-        return 0.0
-    return math.exp(math.fsum(math.log(score) for score in scores))
-
-
 def _mean(scores: Sequence[float]) -> float:
     return math.fsum(scores) / len(scores)
 
@@ -82,7 +75,7 @@ AGGREGATE_FUNCTIONS: Final[dict[str, Callable[[Sequence[float]], float]]] = {
     "last": _last,
     "mean": _mean,
     "min": min,
-    "prod": _prod,
+    "prod": math.prod,
     "softmin": _softmin,
 }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PackageFormatError, SelfTestError
+from .manifest import SELFTEST_NAME, decode_json
 from .strict import Fields, Problems
 
 TOLERANCE_KEY = "self_test_tolerance"  # in a variant's proof: largest allowed |dp|
@@ -44,12 +45,8 @@ def load_cases(raw: bytes) -> list[Case]:
     Raises:
         PackageFormatError: when it is not what :func:`dump_cases` writes.
     """
-    try:
-        data = json.loads(raw)
-    except ValueError as error:
-        raise PackageFormatError(f"selftest.json is not JSON: {error}") from error
     problems = Problems()
-    fields = Fields(data, "selftest.json", problems)
+    fields = Fields(decode_json(raw, SELFTEST_NAME), SELFTEST_NAME, problems)
     cases = []
     for index, item in enumerate(fields.items("cases")):
         inner = Fields(item, f"selftest.json.cases[{index}]", problems)
@@ -62,6 +59,8 @@ def load_cases(raw: bytes) -> list[Case]:
         if len(case.steps) != len(case.scores):
             problems.add(inner.where, "must have one score per step")
         cases.append(case)
+    if not cases:
+        problems.add(f"{SELFTEST_NAME}.cases", "must hold at least one case")
     fields.finish()
     problems.raise_if_any(PackageFormatError, "the self-test cannot be read")
     return cases

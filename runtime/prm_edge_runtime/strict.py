@@ -81,7 +81,14 @@ class Fields:
     def boolean(self, key: str, default: Any = ...) -> bool:
         return bool(self._typed(key, default, lambda v: isinstance(v, bool), "a boolean", False))
 
-    def integer(self, key: str, default: Any = ..., *, minimum: int | None = None) -> int:
+    def integer(
+        self,
+        key: str,
+        default: Any = ...,
+        *,
+        minimum: int | None = None,
+        maximum: int | None = None,
+    ) -> int:
         value = self._typed(
             key,
             default,
@@ -91,6 +98,9 @@ class Fields:
         )
         if minimum is not None and value < minimum:
             self.problems.add(f"{self.where}.{key}", f"must be at least {minimum}, got {value}")
+        if maximum is not None and value > maximum:
+            self.problems.add(f"{self.where}.{key}", f"must be at most {maximum}")
+            return maximum
         return int(value)
 
     def number(self, key: str, default: Any = ...) -> float:
@@ -128,8 +138,11 @@ class Fields:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         values = self.items(key)
-        if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
-            self.problems.add(f"{self.where}.{key}", "must hold only numbers")
+        if any(
+            not isinstance(v, int | float) or isinstance(v, bool) or not abs(v) < 1e300
+            for v in values
+        ):
+            self.problems.add(f"{self.where}.{key}", "must hold only finite numbers")
             return ()
         return tuple(float(v) for v in values)
 
