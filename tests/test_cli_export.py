@@ -64,6 +64,7 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "expect": None,
                 "add": False,
                 "allow_drift": False,
+                "trust_tokenizer_file": False,
                 "overwrite": False,
             },
         )
@@ -75,17 +76,18 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     file.touch()
     result = export(
         "ckpt", "pkg", "--recipe", "trl", "--separator", r"\n\n", "--good-label", 1, "--target",
-        "cuda", "--precision", "fp16", "--backend", "native", "--verify", file, "--expect", file,
-        "--add", "--allow-drift", "--overwrite", "--json",
+        "cpu", "--precision", "fp32", "--backend", "native", "--verify", file, "--expect", file,
+        "--add", "--allow-drift", "--trust-tokenizer-file", "--overwrite", "--json",
     )  # fmt: skip
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"out": "out", "report": {"max_dp": 0.0}}
     asked = pipeline.calls[0][1]
     assert (asked["out"], asked["recipe"], asked["separator"]) == (Path("pkg"), "trl", "\n\n")
-    assert (asked["good_label"], asked["target"], asked["precision"]) == (1, "cuda", "fp16")
+    assert (asked["good_label"], asked["target"], asked["precision"]) == (1, "cpu", "fp32")
     assert (asked["backend"], asked["verify"], asked["expect"]) == ("native", file, file)
     assert asked["add"]
     assert asked["allow_drift"]
+    assert asked["trust_tokenizer_file"]
     assert asked["overwrite"]
 
 

@@ -305,6 +305,14 @@ def test_tokenizer_that_cannot_be_read(raw: bytes) -> None:
         RecipeEncoder(raw, recipe())
 
 
+@pytest.mark.parametrize("index", [2**63, 2**70])
+def test_tokenizer_with_an_added_token_beyond_64_bits(index: int) -> None:
+    added = json.loads(BPE.to_str())["added_tokens"]
+    beyond = {**added[0], "id": index, "content": "zz"}
+    with pytest.raises(RecipeError, match=r"^tokenizer\.json cannot be read: "):
+        RecipeEncoder(dump(added_tokens=[*added, beyond]), recipe())
+
+
 @pytest.mark.parametrize(
     ("part", "found"),
     [
@@ -364,9 +372,14 @@ def test_unigram_may_yield_its_unknown_token() -> None:
     part = (Slot(name="step"), Tokens(ids=(2,), text="<extra_0>", read=0))
     made = RecipeEncoder(dump(tokenizer), recipe(prompt=(Slot(name="problem"),), step=part))
     assert made.encode("a?b", ["b"]).ids.tolist()[:3] == [3, 1, 4]
+    for record in (("I typed <extra_0>", ["a"]), ("a", ["a", "<s>b"])):
+        with pytest.raises(
+            InputError, match=r"the text spells the token '<(extra_0|s)>' \([20]\),"
+        ):
+            made.encode(*record)
 
 
-def test_text_that_yields_an_added_token_after_all_is_refused() -> None:
+def test_encode_refuses_text_that_yields_an_added_token_after_all() -> None:
     # a model whose own vocabulary holds the tag as a word: no copy without added tokens helps
     vocabulary = {"<unk>": 0, "<s>": 1, "<extra_0>": 2, "fine": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -375,7 +388,7 @@ def test_text_that_yields_an_added_token_after_all_is_refused() -> None:
     part = (Slot(name="step"), Tokens(ids=(2,), text="<extra_0>", read=0))
     made = RecipeEncoder(dump(tokenizer), recipe(prompt=(Slot(name="problem"),), step=part))
     assert made.encode("fine", ["fine odd"]).ids.tolist() == [3, 3, 0, 2]
-    with pytest.raises(RecipeError, match=r"encoded as the added token '<extra_0>' \(2\), which"):
+    with pytest.raises(InputError, match=r"the token '<extra_0>' \(2\), .*take it out of the prob"):
         made.encode("fine <extra_0>", ["fine"])
 
 

@@ -325,8 +325,10 @@ def test_preview_marks_the_reads(tmp_path: Path, texts: Path) -> None:
 )
 def test_export_clashing_tokenizers_need_recorded_scores(tmp_path: Path, texts: Path) -> None:
     checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny", qwen_tokenizer=False)
-    with pytest.raises(CheckpointError, match=r"encode differently .* pass them with --expect"):
+    with pytest.raises(CheckpointError, match=r"encode differently .*--trust-tokenizer-file"):
         run(checkpoint, tmp_path / "pkg", texts)
+    report = run(checkpoint, tmp_path / "pkg", texts, trust_tokenizer_file=True)
+    assert any("WARNING: tokenizer.json and the tokenizer" in line for line in report["lines"])
 
 
 @pytest.mark.parametrize(
@@ -410,6 +412,17 @@ def test_export_empty_separator(tmp_path: Path, texts: Path) -> None:
     checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
     with pytest.raises(CheckpointError, match="the separator '' is no token of this tokenizer"):
         run(checkpoint, tmp_path / "pkg", texts, separator="")
+
+
+def test_export_damaged_training_args_do_not_stop_a_given_separator(
+    tmp_path: Path, texts: Path
+) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    (checkpoint / "training_args.bin").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"training_args\.bin"):
+        run(checkpoint, tmp_path / "pkg", texts, separator=None)
+    report = run(checkpoint, tmp_path / "pkg", texts)
+    assert any("WARNING" in line and "training_args.bin" in line for line in report["lines"])
 
 
 def test_export_separator_that_contradicts_training_args_warns(tmp_path: Path, texts: Path) -> None:

@@ -15,6 +15,7 @@ from package_builder import tiny_manifest, tiny_recipe, tiny_variant
 from prm_edge_runtime.errors import PackageFormatError
 from prm_edge_runtime.manifest import (
     DEVICES,
+    MAX_CACHE_SIZE,
     MAX_INTEGER,
     MAX_MANIFEST_BYTES,
     PRECISIONS,
@@ -320,6 +321,19 @@ def test_manifest_refuses(case: str) -> None:
     change, message = WRONG[case]
     with pytest.raises(PackageFormatError, match=message):
         Manifest.from_dict(broken(change))
+
+
+@pytest.mark.parametrize("key", ["layers", "kv_heads", "head_dim"])
+def test_manifest_bounds_the_shape_of_the_cache(key: str) -> None:
+    def change(value: int) -> dict[str, Any]:
+        return broken(lambda d: d["variants"]["cpu-fp32"].update({key: value}))
+
+    assert getattr(Manifest.from_dict(change(MAX_CACHE_SIZE)).variants[0], key) == MAX_CACHE_SIZE
+    for value in (MAX_CACHE_SIZE + 1, 10**30):
+        with pytest.raises(PackageFormatError, match=rf"'\]\.{key}: must be at most 65536"):
+            Manifest.from_dict(change(value))
+    with pytest.raises(PackageFormatError, match=rf"'\]\.{key}: must be at least 0, got -1"):
+        Manifest.from_dict(change(-1))
 
 
 def test_manifest_reports_every_problem_at_once_and_names_the_file() -> None:

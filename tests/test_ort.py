@@ -108,6 +108,7 @@ def test_load_onnxruntime_also_when_the_caller_had_it(monkeypatch: pytest.Monkey
         (2, "3", 2),
         (0, "3", 0),
         (2, "nonsense", 2),
+        (1024, None, 1024),
     ],
 )
 def test_thread_count(
@@ -123,13 +124,34 @@ def test_thread_count(
     assert ort.thread_count(threads) == expected
 
 
-@pytest.mark.parametrize("threads", [-1, 1.5, 2.0, "two", "", True, False, [], float("nan")])
-def test_thread_count_refuses(threads: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^threads must be a whole number, 1 or more, or 0 for"):
+@pytest.mark.parametrize(
+    ("threads", "shown"),
+    [
+        (-1, "-1"),
+        (1.5, "1.5"),
+        (2.0, "2.0"),
+        ("two", "'two'"),
+        ("", "''"),
+        (True, "True"),
+        (False, "False"),
+        ([], r"\[\]"),
+        (float("nan"), "nan"),
+        (1025, "1025"),
+        (10**12, "1000000000000"),
+        (10**5000, "a far larger number"),  # repr itself refuses it
+        ("9" * 5000, "'9{39}"),
+        ("1_0", "'1_0'"),
+        ("\u0663", "'\u0663'"),  # a digit, and int() would take it
+    ],
+    ids=lambda value: ascii(value)[:20] if isinstance(value, str) else None,
+)
+def test_thread_count_refuses(threads: Any, shown: str) -> None:
+    match = f"^threads must be a whole number from 1 to 1024, or 0 for every core; got {shown}$"
+    with pytest.raises(ConfigError, match=match):
         ort.thread_count(threads)
 
 
-@pytest.mark.parametrize("value", ["-1", "two", "1.5", "1 2", "True"])
+@pytest.mark.parametrize("value", ["-1", "two", "1.5", "1 2", "True", "1025", "1_0"])
 def test_thread_count_refuses_and_names_the_variable(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +180,10 @@ class FakeRuntime(types.ModuleType):
                 self.config[key] = value
 
         class InferenceSession:
-            def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+            def __init__(
+                self, path: str, options: Any, providers: list[str], enable_fallback: int
+            ) -> None:
+                assert enable_fallback == 0
                 runtime.said.append((path, vars(options), providers))
                 self.on = [lands_on] if lands_on else providers
 
@@ -191,7 +216,7 @@ def test_open_session_cpu_is_exact_on_every_x86(monkeypatch: pytest.MonkeyPatch)
     assert path == "g.onnx"
     assert options["config"] == {"session.x64quantprecision": "1"}
     assert options["intra_op_num_threads"] == 3
-    assert options["log_severity_level"] == 3
+    assert options["log_severity_level"] == 4
     assert providers == ["CPUExecutionProvider"]
     assert "preloaded" not in fake.said
 
@@ -245,6 +270,26 @@ def test_open_session_sets_the_options_for_real(
     assert made[0].get_session_config_entry("session.x64quantprecision") == "1"
     assert made[0].intra_op_num_threads == 1
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_open_session_keeps_onnxruntime_from_falling_back(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # by default it prints to stdout and tries the next provider, at load and on a failed run
+    real = ort.load_onnxruntime()
+    tried: list[list[str]] = []
+
+    def fail(session: Any, providers: list[str], *rest: Any) -> None:
+        tried.append(providers)
+        raise RuntimeError("no driver")
+
+    graph = tiny_package / "cpu-fp32/model.onnx"
+    assert not ort.open_session(graph, device="cpu", threads=1)._enable_fallback
+    monkeypatch.setattr(real.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(EngineError, match=r"cannot load .*model\.onnx: no driver"):
+        ort.open_session(graph, device="cpu", threads=1)
+    assert tried == [["CPUExecutionProvider"]]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_open_session_graph_that_is_none(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_step_scores_aggregate_is_the_recipes_own_by_default() -> None:
     assert result().aggregate() is None
     with pytest.raises(ConfigError, match="aggregate 'prod' is not defined"):
         result(0.9).aggregate("prod")
+    with pytest.raises(ConfigError, match="aggregate '' is not defined"):
+        result(0.9).aggregate("")
 
 
 def test_rank_ties_keep_the_input_order() -> None:

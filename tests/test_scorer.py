@@ -21,6 +21,7 @@ from prm_edge_runtime.engine import Engine
 from prm_edge_runtime.errors import (
     ConfigError,
     DeviceError,
+    EngineError,
     InputError,
     InputTypeError,
     PackageIntegrityError,
@@ -28,6 +29,7 @@ from prm_edge_runtime.errors import (
     SelfTestError,
     VariantError,
 )
+from prm_edge_runtime.manifest import Variant
 from prm_edge_runtime.package import open_package
 
 PROBLEM = "Solve 2x + 3 = 11."
@@ -236,6 +238,65 @@ def test_load_auto_takes_cuda_where_it_is(both: Path, monkeypatch: pytest.Monkey
     assert Scorer.load(both, device="cpu").variant == "cpu-fp32"
 
 
+def open_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As with onnxruntime-gpu and no driver: CUDA is listed, and no session opens on it."""
+    real = scorer.open_engine
+
+    def open_engine(graph: Path, variant: Variant, **options: Any) -> Engine:
+        if variant.device == "cuda":
+            raise error
+        return real(graph, variant, **options)
+
+    monkeypatch.setattr(scorer.ort, "cuda_available", lambda: True)
+    monkeypatch.setattr(scorer, "open_engine", open_engine)
+
+
+@pytest.mark.parametrize("kind", [DeviceError, EngineError])
+def test_load_auto_falls_back_where_no_cuda_session_opens(
+    kind: type[Exception],
+    both: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    open_on_the_cpu_only(monkeypatch, kind("no driver"))
+    made = Scorer.load(both)
+    assert (made.device, made.variant) == ("cpu", "cpu-fp32")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "device auto: cuda cannot be used (no driver); taking cpu")
+    ]
+    assert None not in made.score(PROBLEM, STEPS).scores
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"variant": "cuda-fp32"}])
+def test_load_what_was_named_never_falls_back(
+    options: dict[str, str], both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on_the_cpu_only(monkeypatch, DeviceError("no driver"))
+    with pytest.raises(DeviceError, match="no driver"):
+        Scorer.load(both, **options)
+
+
+def test_load_auto_has_nothing_to_fall_back_to(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = copy(both, tmp_path / "only", lambda data: data["variants"].pop("cpu-fp32"))
+    open_on_the_cpu_only(monkeypatch, EngineError("no driver"))
+    with pytest.raises(EngineError, match="no driver"):
+        Scorer.load(only)
+
+
+def test_load_auto_on_the_cpu_fails_as_it_is(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **options: Any) -> Engine:
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(scorer, "open_engine", fail)
+    with pytest.raises(EngineError, match="out of memory"):
+        Scorer.load(tiny_package)
+    assert not caplog.records
+
+
 def test_load_auto_with_only_cuda_variants(both: Path, tmp_path: Path) -> None:
     if scorer.ort.cuda_available():
         pytest.skip("this onnxruntime has CUDA")
@@ -252,7 +313,7 @@ def test_load_variant_by_name(both: Path) -> None:
         Scorer.load(both, variant="cuda-fp32", device="cpu")
 
 
-@pytest.mark.parametrize("threads", [-1, True, 1.5, "many"])
+@pytest.mark.parametrize("threads", [-1, True, 1.5, "many", 10**12])
 def test_load_threads_of_another_kind(threads: Any, tiny_package: Path) -> None:
     with pytest.raises(ConfigError, match=r"^threads must be a whole number"):
         Scorer.load(tiny_package, threads=threads)
@@ -330,8 +391,8 @@ def test_self_test_fails_where_weights_differ(tiny_package: Path, tmp_path: Path
         Scorer.load(copy(twin, tmp_path / "other", lambda data: None), self_test=True)
 
 
-@pytest.mark.parametrize("tolerance", [None, "0.1"])
-def test_self_test_without_a_tolerance(tolerance: str | None, tiny_package: Path) -> None:
+@pytest.mark.parametrize("tolerance", [None, "0.1", True])
+def test_self_test_without_a_tolerance(tolerance: str | bool | None, tiny_package: Path) -> None:
     proof = {} if tolerance is None else {"self_test_tolerance": tolerance}
     with pytest.raises(VariantError, match=r"'cpu-fp32' records no self_test_tolerance.*export th"):
         limited(tiny_package, 512, proof=proof).self_test()
@@ -391,6 +452,37 @@ def test_score_many_equals_one_by_one(loaded: Scorer) -> None:
 def test_score_many_a_bad_item_is_named(loaded: Scorer) -> None:
     with pytest.raises(InputTypeError, match=r"steps must be a list of strings, got one str"):
         loaded.score_many([(PROBLEM, STEPS), (PROBLEM, "x")])
+
+
+@pytest.mark.parametrize("items", [None, 5, "ab", b"ab"])
+def test_score_many_items_of_another_kind(items: Any, loaded: Scorer) -> None:
+    got = type(items).__name__
+    with pytest.raises(InputTypeError, match=rf"^items must be pairs .*, got {got}$"):
+        loaded.score_many(items)
+
+
+@pytest.mark.parametrize(
+    ("items", "index", "got"),
+    [
+        ([(PROBLEM, STEPS), (PROBLEM, STEPS, 1)], 1, "tuple"),
+        ([[PROBLEM]], 0, "list"),
+        ((PROBLEM, STEPS), 0, "str"),  # one item where a list of them belongs
+        ([5], 0, "int"),
+        ([None], 0, "NoneType"),
+        ({"ab": STEPS}, 0, "str"),
+    ],
+)
+def test_score_many_an_item_that_is_no_pair(
+    items: Any, index: int, got: str, loaded: Scorer
+) -> None:
+    match = rf"^item {index} must be a pair \(problem, steps\), got {got}$"
+    with pytest.raises(InputTypeError, match=match):
+        loaded.score_many(items)
+
+
+def test_score_many_takes_a_list_for_a_pair(loaded: Scorer) -> None:
+    items: Any = [[PROBLEM, STEPS]]  # as JSON has it
+    assert loaded.score_many(items) == [loaded.score(PROBLEM, STEPS)]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -493,6 +585,8 @@ def test_rank_refuses_before_any_work(loaded: Scorer, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Scorer, "score", None)
     with pytest.raises(ConfigError, match=r"aggregate 'max' is not defined.*use one of last, mean"):
         loaded.rank(PROBLEM, [STEPS], by="max")
+    with pytest.raises(ConfigError, match="aggregate '' is not defined"):
+        loaded.rank(PROBLEM, [STEPS], by="")
     with pytest.raises(InputTypeError, match="problem must be a string, got int"):
         loaded.rank(5, [STEPS])  # type: ignore[arg-type]
     with pytest.raises(InputTypeError, match=r"candidates\[1\] must be a list of strings, got one"):

@@ -204,6 +204,12 @@ def test_prod_with_a_zero_is_zero(zero: float) -> None:
     assert aggregate([0.9, zero, 0.9], "prod", EVERY) == 0.0
 
 
+@given(UNIT)
+@settings(max_examples=50, deadline=None)
+def test_prod_of_one_step_is_that_score_to_the_bit(score: float) -> None:
+    assert aggregate([score], "prod", EVERY) == score
+
+
 def test_softmin_is_the_published_formula() -> None:
     scores = [0.9, 0.2, 0.7]
     top = sum(math.exp(-s / 0.1) * s for s in scores)

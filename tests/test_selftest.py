@@ -26,7 +26,7 @@ CASES = st.lists(
     ),
     min_size=1,
     max_size=3,
-)
+).filter(lambda cases: any(case.steps for case in cases))
 CASE = Case(problem="p", steps=("a", "b"), scores=(0.25, 0.75))
 
 
@@ -44,9 +44,13 @@ def _raw(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "match"),
     [
-        (b"", r"selftest\.json is not JSON"),
-        (b"{", r"selftest\.json is not JSON"),
-        (b"\xff\xfe\x00", r"selftest\.json is not JSON"),
+        (b"", r"^selftest\.json is not valid JSON"),
+        (b"{", r"^selftest\.json is not valid JSON"),
+        (b"\xff\xfe\x00", r"^selftest\.json is not UTF-8"),
+        (b"[" * 200_000, r"^selftest\.json is nested too deeply"),
+        (b'{"cases": [], "cases": []}', "the key 'cases' occurs twice"),
+        (_raw(problem="\ud800"), r"^selftest\.json holds a lone surrogate"),
+        (_raw(scores=[0.5, float("nan")]), "NaN is not a JSON number"),
         (b"[]", "must be an object, got a list"),
         (b"{}", "key 'cases' is missing"),
         (b'{"cases": {}}', r"selftest\.json\.cases: must be a list, got an object"),
@@ -55,11 +59,16 @@ def _raw(**changes: Any) -> bytes:
         (_raw(problem=None), r"cases\[0\]\.problem: must be a string, got null"),
         (_raw(steps="ab"), r"steps: must be a list, got a string"),
         (_raw(steps=["a", 1]), "steps: must hold only strings"),
-        (_raw(scores=["a", 1]), "scores: must hold only "),
-        (_raw(scores=[0.5, None]), "scores: must hold only "),
+        (_raw(scores=["a", 1]), "scores: must hold only finite numbers"),
+        (_raw(scores=[0.5, None]), "scores: must hold only finite numbers"),
+        (_raw(scores=[0.5, 10**400]), "scores: must hold only finite numbers"),
         (_raw(scores=[0.5]), "must have one score per step"),
         (json.dumps({"cases": [CASE.to_dict()], "x": 1}).encode(), "unknown key 'x'"),
+        # nothing to compare must not pass as nothing that differs
+        (b'{"cases": []}', r"selftest\.json\.cases: must hold at least one case with a step"),
+        (_raw(steps=[], scores=[]), "must hold at least one case with a step"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_load_cases_refuses(raw: bytes, match: str) -> None:
     with pytest.raises(PackageFormatError, match=match):

@@ -51,6 +51,7 @@ class ExportOptions:
     expect: Path | None = None
     add: bool = False
     allow_drift: bool = False
+    trust_tokenizer_file: bool = False
     overwrite: bool = False
 
     @property
@@ -193,7 +194,13 @@ def _separator(
         if options.separator is not None:
             raise CheckpointError(f"recipe {family.name!r} has no separator; leave --separator out")
         return None
-    recorded = read_training_args(checkpoint.root / TRAINING_ARGS_NAME)
+    try:
+        recorded = read_training_args(checkpoint.root / TRAINING_ARGS_NAME)
+    except CheckpointError as error:
+        if options.separator is None:
+            raise
+        reasons.append(f"WARNING: {error}")
+        recorded = None
     found = recorded.step_separator if recorded else None
     if recorded is not None and recorded.max_length is not None:
         notes["trained_max_length"] = recorded.max_length
@@ -255,7 +262,7 @@ def _encoder(
     """Build the recipe and check it on probes; the tokenizer that was trained with must be clear.
 
     transformers 5 gives some model types its own pre-tokenisation whatever tokenizer.json says.
-    Where the two differ only recorded scores can tell which one the model was trained with.
+    Where the two differ only the user, or recorded scores, can tell which one it was trained with.
     """
     encoder = RecipeEncoder(request.files.raw, family.build(request))
     try:
@@ -269,12 +276,13 @@ def _encoder(
             "tokenizer.json and the tokenizer that AutoTokenizer loads for this checkpoint encode "
             f"differently ({error})"
         )
-        if options.expect is None:
+        if options.expect is None and not options.trust_tokenizer_file:
             raise CheckpointError(
-                f"{clash}; only scores recorded where the model was trained can tell which is "
-                "right: record some with prm_edge.record and pass them with --expect"
+                f"{clash}; if the trainer saved tokenizer.json, as TRL does, pass "
+                "--trust-tokenizer-file, or better --expect with scores recorded where the model "
+                "was trained (prm_edge.record)"
             ) from error
-        reasons.append(f"WARNING: {clash}; taking tokenizer.json, --expect decides")
+        reasons.append(f"WARNING: {clash}; taking tokenizer.json")
         return request, encoder
 
 

@@ -71,6 +71,11 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--allow-drift", is_flag=True, help="Write a package that fails its proof; it says so."
 )
+@click.option(
+    "--trust-tokenizer-file",
+    is_flag=True,
+    help="Take tokenizer.json where AutoTokenizer encodes differently.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the package at OUT.")
 @json_option
 def export_command(
@@ -87,6 +92,7 @@ def export_command(
     preview: bool,
     add: bool,
     allow_drift: bool,
+    trust_tokenizer_file: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -111,6 +117,7 @@ def export_command(
             expect=expect,
             add=add,
             allow_drift=allow_drift,
+            trust_tokenizer_file=trust_tokenizer_file,
             overwrite=overwrite,
         )
         if preview:

@@ -101,13 +101,21 @@ class RecipeEncoder:
                 "padding": None,
             }
             self._tokenizer = Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
-            forbidden = sorted(self._added.keys() - self._unknown(data))
-            self._forbidden = np.array(forbidden, dtype=np.int64)
+            forbidden = self._reserved(data) - self._unknown(data)
+            self._forbidden = np.array(sorted(forbidden), dtype=np.int64)
         except Exception as error:  # tokenizers raises plain Exception
             raise RecipeError(f"tokenizer.json cannot be read: {error}") from error
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
+
+    def _reserved(self, data: dict[str, Any]) -> set[int]:
+        # Text may become an added token only where the token is neither special nor the
+        # recipe's: such an id is one that the plain vocabulary has too, as in training.
+        special = {int(t["id"]) for t in data.get("added_tokens", []) if t.get("special")}
+        parts = (*self.recipe.prompt, *self.recipe.between, *self.recipe.step)
+        own = {i for part in parts if isinstance(part, Tokens) for i in part.ids}
+        return special | (own & self._added.keys())
 
     def _unknown(self, data: dict[str, Any]) -> set[int]:
         # [UNK] is an added token that ordinary text may rightly become (WordPiece, Unigram)

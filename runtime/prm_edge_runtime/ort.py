@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prm_edge")
 
-MAX_THREADS = 1024
+MAX_THREADS: Final = 1024
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -55,7 +55,7 @@ def thread_count(threads: int | None) -> int:
     """Threads for one session: the argument, else ``PRM_EDGE_THREADS``, else 0 (every core).
 
     Raises:
-        ConfigError: when it is not a whole number of 0 or more.
+        ConfigError: when it is not a whole number from 0 to ``MAX_THREADS``.
     """
     source = "threads"
     value: object = threads
@@ -63,13 +63,14 @@ def thread_count(threads: int | None) -> int:
         source = "PRM_EDGE_THREADS"
         value = os.environ.get(source, "").strip() or "0"
     try:
-        number = int(str(value)) if re.fullmatch("[0-9]+", str(value)) else -1
-    except ValueError:  # more digits than Python converts
-        number = -1
+        text, shown = str(value), repr(value)[:40]
+    except ValueError:  # an int of more digits than Python writes out
+        text = shown = "a far larger number"
+    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
     if not 0 <= number <= MAX_THREADS:
         raise ConfigError(
             f"{source} must be a whole number from 1 to {MAX_THREADS}, or 0 for every core; "
-            f"got {value!r}"
+            f"got {shown}"
         )
     return number
 
@@ -103,7 +104,8 @@ def open_session(path: Path, *, device: str, threads: int) -> onnxruntime.Infere
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        # Its own fallback would print, and go on elsewhere, here and whenever a run fails.
+        session = ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises many unrelated types
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
     actual = session.get_providers()

@@ -47,7 +47,9 @@ class StepScores:
         Raises:
             ConfigError: when the recipe does not define the aggregate ``by``.
         """
-        return scoring.aggregate(self.scores, self.default_aggregate if by is None else by, self.aggregates)
+        return scoring.aggregate(
+            self.scores, self.default_aggregate if by is None else by, self.aggregates
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
