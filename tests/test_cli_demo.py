@@ -110,10 +110,10 @@ def test_demo_survives_a_package_too_short_for_it(monkeypatch: pytest.MonkeyPatc
     assert f"{PRETTY[1] * BAR_CELLS}   none  " in text
 
 
-def test_demo_says_that_the_model_is_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, fake_scorer(provenance={"untrained": True}))
-    assert "\nNOTICE: this model is untrained: its scores mean nothing" in demo().stdout
-    assert json.loads(demo("--json").stdout)["untrained"] is True
+def test_demo_repeats_the_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, fake_scorer(provenance={"notice": "random weights"}))
+    assert "\nNOTICE: random weights" in demo().stdout
+    assert json.loads(demo("--json").stdout)["notice"] == "random weights"
 
 
 @pytest.mark.parametrize("recipe", [DIFFERENCE, RAW])

@@ -65,6 +65,8 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "add": False,
                 "allow_drift": False,
                 "trust_tokenizer_file": False,
+                "label_meaning": None,
+                "notice": None,
                 "overwrite": False,
             },
         )
@@ -77,7 +79,8 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     result = export(
         "ckpt", "pkg", "--recipe", "trl", "--separator", r"\n\n", "--good-label", 1, "--target",
         "cpu", "--precision", "fp32", "--backend", "native", "--verify", file, "--expect", file,
-        "--add", "--allow-drift", "--trust-tokenizer-file", "--overwrite", "--json",
+        "--label-meaning", "local", "--notice", "n", "--add", "--allow-drift",
+        "--trust-tokenizer-file", "--overwrite", "--json",
     )  # fmt: skip
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"out": "out", "report": {"max_dp": 0.0}}
@@ -87,6 +90,7 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     assert (asked["backend"], asked["verify"], asked["expect"]) == ("native", file, file)
     assert asked["add"]
     assert asked["allow_drift"]
+    assert (asked["label_meaning"], asked["notice"]) == ("local", "n")
     assert asked["trust_tokenizer_file"]
     assert asked["overwrite"]
 

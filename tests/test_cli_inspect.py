@@ -27,7 +27,7 @@ def package(**changes: object) -> Package:
 
 
 def test_as_text_says_everything() -> None:
-    text = "\n".join(as_text(package(provenance={"source": "folder", "untrained": False}), "full"))
+    text = "\n".join(as_text(package(provenance={"source": "folder", "untested": False}), "full"))
     assert text.startswith("fake  0123456789ab  4.5 MB\n\nrecipe\n  family ")
     for line in (
         "each step             <STEP> '\\n\\n' [198, 199]",
@@ -57,17 +57,17 @@ def test_as_text_tells_a_graph_without_a_cache() -> None:
 
 
 def test_as_text_warns_loudly() -> None:
-    changes = {"provenance": {"untrained": True}, "proof": {"allowed_drift": True}}
+    changes = {"provenance": {"notice": "random weights"}, "proof": {"allowed_drift": True}}
     lines = as_text(package(**changes), "sizes")
-    assert "NOTICE: this model is untrained: its scores mean nothing" in "\n".join(lines)
+    assert "NOTICE: random weights" in "\n".join(lines)
     assert any(line.startswith("  WARNING: exported with --allow-drift") for line in lines)
     assert lines[-1].endswith("hashes were NOT compared")
 
 
 def test_as_data_holds_the_manifest() -> None:
-    data = as_data(package(provenance={"untrained": True}), "auto")
-    assert data["manifest"] == manifest(provenance={"untrained": True}).to_dict()
-    assert (data["digest"], data["size_bytes"], data["untrained"]) == (DIGEST, 4_500_000, True)
+    data = as_data(package(provenance={"notice": "n"}), "auto")
+    assert data["manifest"] == manifest(provenance={"notice": "n"}).to_dict()
+    assert (data["digest"], data["size_bytes"], data["notice"]) == (DIGEST, 4_500_000, "n")
     json.dumps(data, allow_nan=False)
 
 

@@ -150,7 +150,7 @@ def _retyped(tensors: Sequence[contract.Tensor], which: str, **changes: Any) -> 
         (
             INPUTS,
             _retyped(OUTPUTS, "present.0.key", name="present.0.k"),
-            "in 2 tensors, first unexpected tensor present.0.k; present.0.key must be",
+            "2 tensors, first unexpected tensor present.0.k; present.0.key must be",
         ),
     ],
 )

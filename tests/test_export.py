@@ -221,6 +221,14 @@ def test_export_asks_about_odd_labels(
         run(checkpoint, tmp_path / "pkg", texts)
 
 
+def test_export_notice_and_label_meaning_are_kept(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    run(checkpoint, tmp_path / "pkg", texts, notice="a trial", label_meaning="local")
+    scorer = Scorer.load(tmp_path / "pkg")
+    assert scorer.package.manifest.provenance["notice"] == "a trial"
+    assert scorer.recipe.label_meaning == "local"
+
+
 def test_export_good_label_is_obeyed(tmp_path: Path, texts: Path) -> None:
     checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
     run(checkpoint, tmp_path / "pkg", texts, good_label=0)
@@ -337,6 +345,7 @@ def test_export_clashing_tokenizers_need_recorded_scores(tmp_path: Path, texts: 
         ({"recipe": "nonsense"}, "--recipe 'nonsense' is not one of trl, pure, qwen2.5-math-prm"),
         ({"precision": "int3"}, "--precision 'int3' is not one of fp32"),
         ({"target": "tpu"}, "--target 'tpu' is not one of cpu"),
+        ({"label_meaning": "vague"}, "--label-meaning 'vague' is not one of local, on_path"),
         ({"backend": "magic"}, "--backend 'magic' is not one of auto, native, optimum"),
     ],
 )

@@ -18,7 +18,7 @@ from prm_edge_runtime.errors import (
     ProofError,
     UnsupportedError,
 )
-from prm_edge_runtime.recipe import Recipe
+from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
 from .checkpoint import Checkpoint
 from .families import ASK, FAMILIES, Family, Request, good_index
@@ -49,6 +49,8 @@ class ExportOptions:
     backend: str = "auto"
     verify: Path | None = None
     expect: Path | None = None
+    label_meaning: str | None = None
+    notice: str | None = None
     add: bool = False
     allow_drift: bool = False
     trust_tokenizer_file: bool = False
@@ -99,6 +101,8 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     _check_choices(options)
     reasons: list[str] = []
     notes: dict[str, str | int | float | bool | None] = {}
+    if options.notice is not None:
+        notes["notice"] = options.notice
     head = _head(checkpoint, reasons)
     family = _family(options, head, reasons)
     files = read_tokenizer(checkpoint.root)
@@ -142,6 +146,7 @@ def _check_choices(options: ExportOptions) -> None:
         ("--precision", options.precision, PRECISIONS),
         ("--backend", options.backend, BACKENDS),
         ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
+        ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
@@ -256,6 +261,13 @@ def _backend(
     return backend, decoder
 
 
+def _recipe(options: ExportOptions, family: Family, request: Request) -> Recipe:
+    recipe = family.build(request)
+    if options.label_meaning is None:
+        return recipe
+    return replace(recipe, label_meaning=options.label_meaning)
+
+
 def _encoder(
     options: ExportOptions, family: Family, request: Request, reasons: list[str]
 ) -> tuple[Request, RecipeEncoder]:
@@ -264,13 +276,13 @@ def _encoder(
     transformers 5 gives some model types its own pre-tokenisation whatever tokenizer.json says.
     Where the two differ only the user, or recorded scores, can tell which one it was trained with.
     """
-    encoder = RecipeEncoder(request.files.raw, family.build(request))
+    encoder = RecipeEncoder(request.files.raw, _recipe(options, family, request))
     try:
         check_tokenization(family, encoder, request.tokenizer, request.files, ())
         return request, encoder
     except ProofError as error:
         request = replace(request, tokenizer=file_tokenizer(request.files))
-        encoder = RecipeEncoder(request.files.raw, family.build(request))
+        encoder = RecipeEncoder(request.files.raw, _recipe(options, family, request))
         check_tokenization(family, encoder, request.tokenizer, request.files, ())
         clash = (
             "tokenizer.json and the tokenizer that AutoTokenizer loads for this checkpoint encode "

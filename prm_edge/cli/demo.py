@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .describe import UNTRAINED_NOTICE, is_untrained, name_package, package_bytes, size
+from .describe import name_package, notice, package_bytes, size
 from .group import Failure
 from .options import engine_options, json_option, load_scorer, package_option
 
@@ -118,7 +118,7 @@ def as_data(scorer: Scorer, shown: Iterable[Shown]) -> dict[str, object]:
         "variant": scorer.variant,
         "device": scorer.device,
         "source": scorer.source,
-        "untrained": is_untrained(manifest),
+        "notice": notice(manifest),
         "size_bytes": package_bytes(manifest, scorer.variant),
         "records": [
             {**item.result, "problem": item.problem, "ms": round(item.seconds * 1000, 3)}
@@ -131,8 +131,8 @@ def as_text(scorer: Scorer, shown: list[Shown], cells: tuple[str, str]) -> list[
     """The whole run, drawn line by line with the two characters of ``cells``."""
     manifest = scorer.package.manifest
     lines = [name_package(scorer)]
-    if is_untrained(manifest):
-        lines += ["", f"NOTICE: {UNTRAINED_NOTICE}."]
+    if (text := notice(manifest)) is not None:
+        lines += ["", f"NOTICE: {text}"]
     for number, item in enumerate(shown, start=1):
         lines += ["", f"{number}. {item.problem}"]
         for index, draft in enumerate(item.drafts):

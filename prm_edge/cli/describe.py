@@ -17,10 +17,7 @@ SOURCES: Final = {
     "PRM_EDGE_PACKAGE": "named by PRM_EDGE_PACKAGE",
     "embedded": "the built-in package; choose another with -m",
 }
-UNTRAINED: Final = "untrained"  # key of the provenance
-UNTRAINED_NOTICE: Final = (
-    "this model is untrained: its scores mean nothing, they only show that the plumbing works"
-)
+NOTICE: Final = "notice"  # key of the provenance: what its maker wants every user to know
 LABEL_MEANINGS: Final = {
     "local": "a good step follows from the problem and the steps before it",
     "on_path": "a good step can still lead to a right answer",
@@ -47,15 +44,16 @@ def name_package(scorer: Scorer) -> str:
     )
 
 
-def is_untrained(manifest: Manifest) -> bool:
-    """Whether the package says that its weights are random."""
-    return manifest.provenance.get(UNTRAINED) is True
+def notice(manifest: Manifest) -> str | None:
+    """What the maker of the package wants every user to know, if anything."""
+    value = manifest.provenance.get(NOTICE)
+    return str(value) if value is not None else None
 
 
-def say_untrained(manifest: Manifest) -> None:
-    """Warn on stderr if scores mean nothing."""
-    if is_untrained(manifest):
-        click.echo(f"prm-edge: {UNTRAINED_NOTICE}", err=True)
+def say_notice(manifest: Manifest) -> None:
+    """Repeat the package's notice on stderr."""
+    if (text := notice(manifest)) is not None:
+        click.echo(f"prm-edge: NOTICE: {text}", err=True)
 
 
 def size(n_bytes: int) -> str:

@@ -66,6 +66,12 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
 )
 @click.option("--expect", metavar="GOLDEN", type=FILE, help="Scores recorded where it was trained.")
+@click.option(
+    "--label-meaning",
+    type=click.Choice(["local", "on_path", "until_first_error"]),
+    help="What the labels it was trained on say. Default: the recipe's.",
+)
+@click.option("--notice", metavar="TEXT", help="What every user of the package is told.")
 @click.option("--preview", is_flag=True, help="Show one encoded example and write nothing.")
 @click.option("--add", is_flag=True, help="Add a variant to the package at OUT.")
 @click.option(
@@ -89,6 +95,8 @@ def export_command(
     backend: str,
     verify: Path | None,
     expect: Path | None,
+    label_meaning: str | None,
+    notice: str | None,
     preview: bool,
     add: bool,
     allow_drift: bool,
@@ -115,6 +123,8 @@ def export_command(
             backend=backend,
             verify=verify,
             expect=expect,
+            label_meaning=label_meaning,
+            notice=notice,
             add=add,
             allow_drift=allow_drift,
             trust_tokenizer_file=trust_tokenizer_file,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .describe import UNTRAINED_NOTICE, is_untrained, package_bytes, recipe_lines, size
+from .describe import notice, package_bytes, recipe_lines, size
 from .options import json_option
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def as_data(package: Package, verify: str) -> dict[str, object]:
         "digest": package.digest,
         "verified": verify,
         "size_bytes": package_bytes(manifest),
-        "untrained": is_untrained(manifest),
+        "notice": notice(manifest),
         "manifest": manifest.to_dict(),
     }
 
@@ -64,7 +64,7 @@ def as_text(package: Package, verify: str) -> list[str]:
     manifest = package.manifest
     lines = [
         f"{manifest.name}  {package.short}  {size(package_bytes(manifest))}",
-        *(["", f"NOTICE: {UNTRAINED_NOTICE}."] if is_untrained(manifest) else []),
+        *(["", f"NOTICE: {text}"] if (text := notice(manifest)) is not None else []),
         *_section("recipe", recipe_lines(manifest.recipe)),
     ]
     for variant in manifest.variants:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from .describe import name_package, say_untrained
+from .describe import name_package, say_notice
 from .group import RECORDS_FAILED, Interrupted
 from .options import engine_options, load_scorer, package_option
 from .streams import STANDARD, open_input, open_output
@@ -72,7 +72,7 @@ def score_command(
     ):
         if not quiet:
             click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
-            say_untrained(scorer.package.manifest)
+            say_notice(scorer.package.manifest)
         lines = score_records(scorer, read_lines(source), by=by, threshold=threshold)
         progress = Progress(enabled=not quiet and _progress_is_seen(out))
         tally = write_lines(lines, sink, progress, flush=out == STANDARD)

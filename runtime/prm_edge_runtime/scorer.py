@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -185,18 +185,7 @@ class Scorer:
         Raises:
             InputTypeError, InputError, EngineError: as :meth:`score`, for the first bad item.
         """
-        if not isinstance(items, Iterable) or isinstance(items, str | bytes):
-            raise InputTypeError(
-                f"items must be pairs (problem, steps), got {type(items).__name__}"
-            )
-        results = []
-        for index, item in enumerate(items):
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                raise InputTypeError(
-                    f"item {index} must be a pair (problem, steps), got {type(item).__name__}"
-                )
-            results.append(self.score(*item))
-        return results
+        return [self.score(*pair) for pair in _pairs(items)]
 
     def rank(
         self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
@@ -256,6 +245,18 @@ class Scorer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _pairs(items: object) -> Iterator[tuple[str, Sequence[str]]]:
+    # callers without a type checker get a sentence, not an unpacking error
+    if not isinstance(items, Iterable) or isinstance(items, str | bytes):
+        raise InputTypeError(f"items must be pairs (problem, steps), got {type(items).__name__}")
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise InputTypeError(
+                f"item {index} must be a pair (problem, steps), got {type(item).__name__}"
+            )
+        yield item[0], item[1]
 
 
 def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], str]:
