@@ -27,7 +27,7 @@ def package(**changes: object) -> Package:
 
 
 def test_as_text_says_everything() -> None:
-    text = "\n".join(as_text(package(provenance={"source": "folder", "untested": False}), "full"))
+    text = "\n".join(as_text(package(provenance={"source": "folder", "converted": False}), "full"))
     assert text.startswith("fake  0123456789ab  4.5 MB\n\nrecipe\n  family ")
     for line in (
         "each step             <STEP> '\\n\\n' [198, 199]",
