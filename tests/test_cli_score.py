@@ -190,9 +190,9 @@ def test_score_says_who_chose_the_package(
     assert said in score(stdin=GOOD).stderr
 
 
-def test_score_says_that_a_package_is_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, fake_scorer(provenance={"untrained": True}))
-    assert "prm-edge: this model is untrained: its scores mean nothing" in score(stdin=GOOD).stderr
+def test_score_repeats_the_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, fake_scorer(provenance={"notice": "random weights"}))
+    assert "prm-edge: NOTICE: random weights" in score(stdin=GOOD).stderr
 
 
 # --- what comes out ---
