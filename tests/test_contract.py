@@ -1,4 +1,4 @@
-"""The graph contract promises more than the engine uses today: cached chunks, and padded batches."""
+"""The graph contract promises more than the engine uses: cached chunks, and padded batches."""
 
 from __future__ import annotations
 

@@ -461,3 +461,20 @@ def test_encode_with_the_frozen_package(tiny_package: Path) -> None:
     newline = made.ids[made.reads].tolist()
     assert newline == [200, 200, 200]
     assert made.ids[0] == 0
+
+
+def test_tokenizer_with_its_keys_in_another_order_is_the_same() -> None:
+    data = json.loads(dump())
+    turned = dict(sorted(data.items(), key=lambda item: item[0] == "added_tokens"))
+    assert list(turned).index("added_tokens") > 4
+    other = RecipeEncoder(json.dumps(turned).encode(), recipe())
+    texts = ("Is <|end|> text?", ["<extra_0>", "2 + 2 = 4"])
+    assert other.encode(*texts).ids.tolist() == encoder().encode(*texts).ids.tolist()
+
+
+def test_tokenizer_with_added_tokens_twice_is_refused() -> None:
+    raw = dump().decode()
+    again = json.dumps(json.loads(raw)["added_tokens"])
+    doubled = f'{raw.rstrip()[:-1]}, "added_tokens": {again}}}'
+    with pytest.raises(RecipeError, match=r"tokenizer\.json"):
+        RecipeEncoder(doubled.encode(), recipe())

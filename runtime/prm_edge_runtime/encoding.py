@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from .errors import InputError, InputTypeError, RecipeError
 from .recipe import Part, Recipe, Slot, Tokens
@@ -90,36 +91,36 @@ class RecipeEncoder:
         """
         self.recipe = recipe
         try:
-            data: dict[str, Any] = json.loads(tokenizer_json)
-            self._added = {int(t["id"]): str(t["content"]) for t in data.get("added_tokens", [])}
+            added, rest = _without_added(tokenizer_json.decode("utf-8"))
+            self._added = {int(t["id"]): str(t["content"]) for t in added}
+            self._tokenizer = Tokenizer.from_str(rest)
             # A tokenizer.json may ask for truncation or padding: both would be silently wrong here.
-            bare = {
-                **data,
-                "added_tokens": [],
-                "post_processor": None,
-                "truncation": None,
-                "padding": None,
-            }
-            self._tokenizer = Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
-            forbidden = self._reserved(data) - self._unknown(data)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            left = len(self._tokenizer.get_added_tokens_decoder())
+            forbidden = self._reserved(added) - self._unknown(rest)
             self._forbidden = np.array(sorted(forbidden), dtype=np.int64)
         except Exception as error:  # tokenizers raises plain Exception
             raise RecipeError(f"tokenizer.json cannot be read: {error}") from error
+        if left:
+            raise RecipeError(f"tokenizer.json lists added tokens twice: {left} are left")
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
 
-    def _reserved(self, data: dict[str, Any]) -> set[int]:
+    def _reserved(self, added: list[dict[str, Any]]) -> set[int]:
         # Text may become an added token only where the token is neither special nor the
         # recipe's: such an id is one that the plain vocabulary has too, as in training.
-        special = {int(t["id"]) for t in data.get("added_tokens", []) if t.get("special")}
+        special = {int(t["id"]) for t in added if t.get("special")}
         parts = (*self.recipe.prompt, *self.recipe.between, *self.recipe.step)
         own = {i for part in parts if isinstance(part, Tokens) for i in part.ids}
         return special | (own & self._added.keys())
 
-    def _unknown(self, data: dict[str, Any]) -> set[int]:
+    def _unknown(self, rest: str) -> set[int]:
         # [UNK] is an added token that ordinary text may rightly become (WordPiece, Unigram)
-        model = data.get("model", {})
+        if isinstance(self._tokenizer.model, BPE) and self._tokenizer.model.unk_token is None:
+            return set()
+        model = json.loads(rest).get("model", {})
         token = model.get("unk_token")
         found = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
         return {index for index in (found, model.get("unk_id")) if isinstance(index, int)}
@@ -225,6 +226,25 @@ class RecipeEncoder:
         rule = self.recipe.split
         pieces = check_text(response, "response").split(rule.separator)
         return [piece.strip() if rule.strip else piece for piece in pieces if piece.strip()]
+
+
+# What tokenizers writes before the added tokens. Any other file is decoded whole, which is slower.
+_HEAD: Final = re.compile(
+    r'\s*\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?("truncation"\s*:\s*null\s*,\s*)?'
+    r'("padding"\s*:\s*null\s*,\s*)?"added_tokens"\s*:\s*'
+)
+
+
+def _without_added(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The added tokens of a tokenizer.json, and the same file without them."""
+    head = _HEAD.match(text)
+    if head:
+        # megabytes of vocabulary follow, which only tokenizers needs to decode
+        added, end = json.JSONDecoder().raw_decode(text, head.end())
+        return list(added), f"{text[: head.end()]}[]{text[end:]}"
+    data = json.loads(text)
+    added = data.get("added_tokens", [])
+    return list(added), json.dumps({**data, "added_tokens": []}, ensure_ascii=False)
 
 
 def _fill(part: Part, slot: str) -> str:
