@@ -114,7 +114,7 @@ def _write(
             reference,
             texts,
             lambda done: (
-                say(f"proof: {done} of {len(texts)} solutions") if done % 20 == 0 else None
+                say(f"reference: {done} of {len(texts)} solutions") if done % 20 == 0 else None
             ),
         )
         figures = proof.measure(results, scorer.threshold)

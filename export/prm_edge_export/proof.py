@@ -104,34 +104,38 @@ def compare(
     Raises:
         ProofError: when either returns numbers that are none.
     """
-    results = []
-    for done, text in enumerate(texts):
+    expected: list[tuple[Text, NDArray[np.float64]]] = []
+    for text in texts:
         encoded = encoder.encode(text.problem, text.steps)
         if len(encoded.ids) > scorer.max_tokens:
             continue
-        reference_logits = reference.run(encoded.ids, encoded.reads).astype(np.float64)
-        if not np.isfinite(reference_logits).all():
+        logits = reference.run(encoded.ids, encoded.reads).astype(np.float64)
+        if not np.isfinite(logits).all():
             raise ProofError(
                 f"torch itself returns logits that are not finite for {text.problem[:40]!r}; "
                 "the checkpoint is damaged"
             )
-        scored = scorer.score(text.problem, text.steps)
-        results.append(
-            Compared(
-                text=text,
-                reference_logits=reference_logits,
-                package_logits=np.array(scored.logits, dtype=np.float64),
-                reference_scores=_scores(reference_logits, scorer.recipe.score),
-                package_scores=np.array(scored.scores, dtype=np.float64),
-            )
-        )
-        progress(done + 1)
+        expected.append((text, logits))
+        progress(len(expected))
+    # Only now the package: onnxruntime's threads spin between runs and would slow torch's down.
+    results = [_compared(scorer, text, logits) for text, logits in expected]
     if not results:
         raise ProofError(
             f"every verification text is longer than the model's {scorer.max_tokens} tokens; "
             "give shorter ones with --verify"
         )
     return results
+
+
+def _compared(scorer: Scorer, text: Text, reference: NDArray[np.float64]) -> Compared:
+    scored = scorer.score(text.problem, text.steps)
+    return Compared(
+        text=text,
+        reference_logits=reference,
+        package_logits=np.array(scored.logits, dtype=np.float64),
+        reference_scores=_scores(reference, scorer.recipe.score),
+        package_scores=np.array(scored.scores, dtype=np.float64),
+    )
 
 
 def _scores(logits: NDArray[np.float64], score: Score) -> NDArray[np.float64]:

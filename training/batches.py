@@ -1,0 +1,141 @@
+"""From solutions to tensors: TRL's process-reward form, packed by length.
+
+Legend: B sequences, T tokens. Ids are encode(problem), then for each step encode(step) and
+the separator; the label of a step stands at its separator. Imports torch and the generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from .generator import Context, Line, Solution, draw
+from .real import RealMixture
+
+IGNORE = -100
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sequence: ids, step labels at separators, two denser helpers for training.
+
+    `so_far` says at every token of a line whether the line is still good there; `targets`
+    are the next tokens of good lines, words left out.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    so_far: list[int]
+    targets: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors (B, T), int64, right-padded."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    so_far: torch.Tensor
+    targets: torch.Tensor
+
+
+def encode(tokenizer: Tokenizer, solution: Solution, limit: int) -> Encoded:
+    """Token ids and labels of one solution, cut at the last whole step within `limit`."""
+    texts = [solution.problem, *(line.text for line in solution.lines)]
+    parts = tokenizer.encode_batch(texts, add_special_tokens=False)
+    separator = separator_id(tokenizer)
+    ids = list(parts[0].ids)
+    labels = [IGNORE] * len(ids)
+    so_far, targets = list(labels), list(labels)
+    for part, line in zip(parts[1:], solution.lines, strict=True):
+        if len(ids) + len(part) + 1 > limit:
+            break
+        ids += [*part.ids, separator]
+        labels += [IGNORE] * len(part) + [IGNORE if line.good is None else int(line.good)]
+        so_far += [*_so_far(line, part.offsets), IGNORE]
+        # Wrong lines teach nothing about what should come next, and words are arbitrary.
+        words = [len(t) > 2 and t[1:].isalpha() for t in part.tokens]
+        known = [IGNORE if w else i for i, w in zip(part.ids, words, strict=True)]
+        targets += [IGNORE] * (len(part) + 1) if line.good is False else [*known, separator]
+    return Encoded(ids, labels, so_far, [*targets[1:], IGNORE])
+
+
+def _so_far(line: Line, offsets: list[tuple[int, int]]) -> list[int]:
+    """Whether the line is good up to each token, IGNORE where that is not known."""
+    if line.good is None or (line.good is False and line.slip < 0):
+        return [IGNORE] * len(offsets)
+    if line.good:
+        return [1] * len(offsets)
+    return [int(end <= line.slip) for _, end in offsets]
+
+
+def separator_id(tokenizer: Tokenizer) -> int:
+    """The single token that ends a step."""
+    ids = tokenizer.encode(SEPARATOR, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise ValueError(f"the separator must be one token, got {ids}")
+    return ids[0]
+
+
+def collate(rows: list[Encoded], pad: int) -> Batch:
+    """Right-pad to a multiple of 8."""
+    width = -(-max(len(r.ids) for r in rows) // 8) * 8
+
+    def stack(name: str, fill: int) -> torch.Tensor:
+        values = [getattr(r, name) for r in rows]
+        return torch.tensor([v + [fill] * (width - len(v)) for v in values])
+
+    return Batch(
+        stack("ids", pad),
+        stack("labels", IGNORE),
+        stack("so_far", IGNORE),
+        stack("targets", IGNORE),
+    )
+
+
+class Stream:
+    """Endless training batches of about `tokens` tokens; `state` makes it resumable."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, real: RealMixture, seed: int, tokens: int, limit: int
+    ) -> None:
+        self.tokenizer, self.real, self.tokens, self.limit = tokenizer, real, tokens, limit
+        self.rng = random.Random(seed)
+
+    def solution(self) -> Solution:
+        """One draw of the mixture: real tutor moves, real sentences, synthetic work."""
+        roll = self.rng.random()
+        if roll < 0.12:
+            return self.real.draw_tutor(self.rng)
+        if roll < 0.20:
+            return self.real.draw_gsm(self.rng)
+        return draw(Context(self.rng))
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield from self.pool(24)
+
+    def pool(self, count: int) -> Iterator[Batch]:
+        """About `count` batches, sorted by length inside, in random order."""
+        rows: list[Encoded] = []
+        size = 0
+        while size < count * self.tokens:
+            row = encode(self.tokenizer, self.solution(), self.limit)
+            if all(label == IGNORE for label in row.labels):
+                continue
+            rows.append(row)
+            size += len(row.ids)
+        rows.sort(key=lambda r: len(r.ids))
+        batches: list[list[Encoded]] = [[]]
+        for row in rows:
+            if (len(batches[-1]) + 1) * len(row.ids) > self.tokens and batches[-1]:
+                batches.append([])
+            batches[-1].append(row)
+        self.rng.shuffle(batches)
+        for batch in batches:
+            yield collate(batch, 0)

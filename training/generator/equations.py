@@ -1,0 +1,361 @@
+"""Worked solutions of linear equations: problems, moves, words, mistakes, recoveries.
+
+In: a `Context`. Out: a `Solution` whose labels come from `algebra.equivalent` on the
+canonical text of each line against the line before. Imports its siblings only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from . import wordings as words
+from .algebra import AlgebraError, equivalent, parse, terminates, true_chain, value
+from .corrupt import break_chain, break_equation
+from .linear import Move, Side, Sides, next_move, simple, total, write
+from .records import Context, Line, Solution, slip_at
+from .surface import Style, make_style
+
+SHAPES = (
+    "x+b=c", "ax=c", "ax+b=c", "x/a=c", "ax+b=cx+d",  # the last of each row is held out
+    "a(x+b)=c", "ax+bx=c", "x/a+b=c", "(x+b)/a=c", "a(x+b)+cx=d",
+    "ax+b+cx+d=e", "a(x+b)=c(x+d)", "b-ax=c", "c=ax+b", "a-b(x+c)=d",
+    "(ax+b)/c=d", "ax=bx+c", "a(x+b)+c(x+d)=e", "a-(x+b)=c", "(ax+b)/c=dx+e",
+)  # fmt: skip
+
+
+def _number(context: Context, dec: bool, small: bool = False, positive: bool = False) -> Fraction:
+    rng = context.rng
+    top = rng.choice((6, 9, 9, 12, 20 if not small else 9))
+    number = Fraction(rng.randint(1, top))
+    if dec and rng.random() < 0.7:
+        number += Fraction(rng.randint(1, 9), 10)
+    return -number if not positive and rng.random() < 0.35 else number
+
+
+def _sides(context: Context, shape: str, dec: bool) -> Sides:
+    """Draw the equation of a shape so that its solution is usually a small whole number."""
+    rng = context.rng
+    solution = Fraction(rng.randint(-9, 12))
+    if rng.random() < 0.05:
+        solution += Fraction(rng.randint(1, 3), rng.choice((2, 2, 4, 5)))
+    draw = lambda **k: _number(context, dec, **k)  # noqa: E731
+    one: Side = [("v", Fraction(1))]
+    a, b, c, d = draw(small=True), draw(), draw(small=True), draw()
+    n = Fraction(rng.randint(2, 9))
+    inner: Side = [("v", Fraction(1)), ("c", b)]
+    scaled: Side = [("v", a), ("c", b)]
+    left: Side
+    table: dict[str, Side] = {
+        "x+b=c": inner,
+        "ax=c": [("v", a)],
+        "ax+b=c": scaled,
+        "c=ax+b": scaled,
+        "b-ax=c": [("c", b), ("v", -abs(a))],
+        "x/a=c": [("v", 1 / n * rng.choice((1, 1, 1, -1)))],
+        "x/a+b=c": [("v", 1 / n), ("c", b)],
+        "(x+b)/a=c": [("d", inner, n)],
+        "(ax+b)/c=d": [("d", scaled, n)],
+        "(ax+b)/c=dx+e": [("d", scaled, n)],
+        "ax+bx=c": [("v", a), ("v", c)],
+        "ax+b+cx+d=e": [("v", a), ("c", b), ("v", c), ("c", d)],
+        "a(x+b)=c": [("b", a, inner)],
+        "a(x+b)+cx=d": [("b", a, inner), ("v", c)],
+        "a-b(x+c)=d": [("c", d), ("b", -abs(a), inner)],
+        "a-(x+b)=c": [("c", d), ("b", Fraction(-1), inner)],
+        "a(x+b)+c(x+d)=e": [("b", a, inner), ("b", c, [("v", Fraction(1)), ("c", d)])],
+    }
+    if shape == "a(x+b)=c(x+d)":
+        left = [("b", a, inner)]
+        return left, [("b", c, [("v", Fraction(1)), ("c", draw())])]
+    two_sided = {"ax+b=cx+d": c, "ax=bx+c": c, "(ax+b)/c=dx+e": Fraction(rng.randint(1, 5))}
+    left = table.get(shape, scaled if shape == "ax+b=cx+d" else [("v", a)])
+    rate, constant = total(left)
+    if shape in ("x/a=c", "x/a+b=c"):
+        solution *= n
+    if rng.random() < 0.06:
+        left = [*left, *one]
+        rate += 1
+    other = two_sided.get(shape, Fraction(0))
+    right = simple(other, rate * solution + constant - other * solution)
+    if not terminates(right[-1][1], 3):
+        right = simple(other, Fraction(rng.randint(-40, 40)))
+    return (right, left) if shape == "c=ax+b" or rng.random() < 0.12 else (left, right)
+
+
+@dataclass(slots=True)
+class Walk:
+    """The state of one solution being written: current formula, sides and lines so far."""
+
+    context: Context
+    style: Style
+    dec: bool
+    sides: Sides
+    current: str
+    talk: float
+    lines: list[Line] = field(default_factory=list)
+    before_error: str = ""
+    pending: Move | None = None  # the tidied form of a working line just written
+
+    def add(self, text: str, good: bool, error: str, wrong: str = "", right: str = "") -> None:
+        """Append a line; `wrong` and `right` are the formula as written and as it should be."""
+        if good:
+            self.lines.append(Line(text, True))
+            return
+        slip = slip_at(text, self.style.math(wrong), self.style.math(right)) if right else -1
+        self.lines.append(Line(text, False, error, slip))
+
+
+def _phrase(walk: Walk, move: Move | None, formula: str, working: str, final: bool) -> str:
+    """Put words around a formula, or leave it bare."""
+    context, style = walk.context, walk.style
+    m = style.math(formula)
+    if working:
+        template = context.pick(words.WORKED)
+        return template.format(w=style.math(working), m=m)
+    if not context.chance(walk.talk):
+        return m
+    if final and context.chance(0.45):
+        return context.pick(words.FINAL).format(m=m)
+    if move is None or context.chance(0.25):
+        return context.pick(words.ANY).format(m=m)
+    amount = style.math(move.amount) if move.amount else ""
+    return context.pick(words.MOVES[move.kind]).format(m=m, n=amount)
+
+
+def wrong_result(walk: Walk, move: Move, formula: str) -> tuple[str, str, Sides | None] | None:
+    """A mistaken result of a move: (formula, error, sides or None), proved not to follow."""
+    rng = walk.context.rng
+    if move.wrong and rng.random() < 0.62:
+        name, sides = rng.choice(move.wrong)
+        text = write(sides, walk.dec)
+        if not equivalent(walk.current, text):
+            return text, name, sides
+    change = break_equation(rng, walk.current, formula)
+    return (change[0], change[1], None) if change else None
+
+
+def _reread(formula: str) -> Sides | None:
+    """Sides of a broken formula, so that the solution goes on from what was written."""
+    try:
+        polys = [parse(side) for side in formula.split("=")]
+    except AlgebraError:
+        return None
+    if any(set(p) - {"", "x"} for p in polys):
+        return None
+    left, right = (simple(p.get("x", Fraction(0)), p.get("", Fraction(0))) for p in polys)
+    if not (total(left)[0] or total(right)[0]) or total(left)[0] == total(right)[0]:
+        return None
+    return left, right
+
+
+def _reason(formula: str, previous: str) -> str:
+    """A numeric reason such as 8/2=4 for x=4 after 2x=8, "" where there is none."""
+    m = re.fullmatch(r"(-?\d+)x=(-?\d+)", previous)
+    solved = re.fullmatch(r"x=(-?[\d./]+)", formula)
+    if not (m and solved):
+        return ""
+    return f"{m[2]}/{m[1]}={solved[1]}"
+
+
+def _final_line(walk: Walk, move: Move, formula: str, error: str) -> str | None:
+    reason = _reason(formula, walk.current)
+    if not reason or not walk.context.chance(0.3):
+        return None
+    try:
+        right = true_chain(reason)
+    except AlgebraError:
+        return None
+    if not right and not error:
+        return None
+    template = walk.context.pick(words.REASON)
+    return template.format(m=walk.style.math(formula), r=walk.style.math(reason))
+
+
+def step(walk: Walk, error_chance: float, skip: float = 0.15) -> bool:
+    """Write one more line; False when the letter stands alone."""
+    rng = walk.context.rng
+    move = walk.pending or next_move(rng, walk.sides, walk.dec)
+    walk.pending = None
+    if move is None:
+        return False
+    merged = rng.random() < skip and next_move(rng, move.sides, walk.dec)
+    if merged:
+        move = Move("any", "", merged.sides, "", merged.wrong)
+    formula = write(move.sides, walk.dec)
+    solved = next_move(rng, move.sides, walk.dec) is None
+    only_working = bool(move.working) and rng.random() < 0.22
+    shown = move.working if only_working else formula
+    working = move.working if move.working and not only_working and rng.random() < 0.15 else ""
+    error, sides, good, right = "", move.sides, True, shown
+    if rng.random() < error_chance:
+        wrong = wrong_result(walk, move, shown)
+        if wrong:
+            shown, error, new_sides = wrong
+            sides, good = new_sides or _reread(shown), False
+            working = "" if rng.random() < 0.5 else working
+    if good and not equivalent(walk.current, shown):
+        raise AlgebraError(f"move does not follow: {walk.current} to {shown}")
+    text = (_final_line(walk, move, shown, error) if solved else None) or _phrase(
+        walk, None if move.kind == "any" else move, shown, working, solved
+    )
+    walk.add(text, good, error, shown, right)
+    if not good:
+        walk.before_error = walk.current
+    if sides is None:
+        return False
+    walk.sides, walk.current = sides, shown
+    if only_working and good:
+        slips = [(name, wrong) for name, wrong in move.wrong if name != "one_side"]
+        walk.pending = Move("any", "", move.sides, "", slips)
+    return True
+
+
+def recover(walk: Walk) -> bool:
+    """Undo an earlier mistake: the next line follows from before it, not from the last line."""
+    before = _reread(walk.before_error)
+    if before is None:
+        return False
+    walk.pending = None
+    sides = before
+    for _ in range(walk.context.rng.choice((1, 1, 2, 3))):
+        move = next_move(walk.context.rng, sides, walk.dec)
+        if move is None:
+            break
+        sides = move.sides
+    formula = write(sides, walk.dec)
+    if equivalent(formula, walk.current):
+        return False
+    walk.add(_phrase(walk, None, formula, "", False), False, "undo")
+    walk.sides, walk.current, walk.before_error = sides, formula, ""
+    return True
+
+
+def _check_line(walk: Walk, problem: str, errors: bool) -> None:
+    m = re.fullmatch(r"x=(-?\d+)", walk.current)
+    if not m or not equivalent(problem, walk.current):
+        return
+    number = m[1] if int(m[1]) >= 0 else f"({m[1]})"
+    text = re.sub(r"(?<=[\d)])x", f"*{number}", problem).replace("x", number)
+    left, right = text.split("=")
+    chain = text if value(left) == value(right) and "*" in text else ""
+    if not chain or "/" in chain:
+        return
+    good, error, right = True, "", chain
+    if errors and walk.context.chance(0.5):
+        change = break_chain(walk.context.rng, chain)
+        if change:
+            chain, error, good = change[0], change[1], False
+    template = walk.context.pick(words.CHECK)
+    walk.add(
+        template.format(r=walk.style.math(chain), m=walk.style.math(walk.current)),
+        good,
+        error,
+        chain,
+        right,
+    )
+
+
+def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
+    """Draw a problem: its text, the walk at its first formula, and its shape."""
+    rng = context.rng
+    shape = context.pick(SHAPES)
+    dec = rng.random() < 0.06
+    sides = _sides(context, shape, dec)
+    while not total(sides[0])[0] - total(sides[1])[0]:
+        sides = _sides(context, shape, dec)
+    style = make_style(context)
+    formula = write(sides, dec)
+    problem = context.pick(words.PROBLEMS).format(m=style.math(formula), v=style.letters["x"])
+    talk = talk if talk is not None else rng.choice((0.0, 0.3, 0.7, 1.0))
+    return problem, Walk(context, style, dec, sides, formula, talk), shape
+
+
+def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) -> Solution:
+    """One worked solution; each line goes wrong with `error_chance`."""
+    rng = context.rng
+    problem, walk, shape = start(context)
+    given = walk.current
+    if context.chance(0.1):
+        opener = context.pick(words.OPENERS)
+        walk.add(opener.format(m=walk.style.math(given), v=walk.style.letters["x"]), True, "")
+    skip = rng.choice((0.0, 0.1, 0.3))
+    while len(walk.lines) < max_lines:
+        if walk.before_error and error_chance and rng.random() < 0.25 and recover(walk):
+            continue
+        if not step(walk, error_chance, skip):
+            break
+    else:
+        return Solution(problem, tuple(walk.lines), f"linear/{shape}")
+    if context.chance(0.15):
+        _check_line(walk, given, error_chance > 0)
+    elif (
+        walk.lines
+        and walk.lines[-1].good
+        and context.chance(0.12)
+        and re.match(r"x=", walk.current)
+    ):
+        _restate(walk, error_chance)
+    return Solution(problem, tuple(walk.lines), f"linear/{shape}")
+
+
+def _restate(walk: Walk, error_chance: float) -> None:
+    """Repeat the solution as the answer, or another number than the one found."""
+    shown, good, error = walk.current, True, ""
+    if error_chance and walk.context.chance(0.4):
+        change = break_equation(walk.context.rng, walk.current, shown)
+        if change:
+            shown, error, good = change[0], change[1], False
+    walk.add(
+        walk.context.pick(words.FINAL).format(m=walk.style.math(shown)),
+        good,
+        error,
+        shown,
+        walk.current,
+    )
+
+
+def _drafts(problem: str, given: Walk, context: Context, broken: bool) -> Solution | None:
+    """One clean draft, or one with a mistake and a later line that undoes it."""
+    walk = Walk(context, given.style, given.dec, given.sides, given.current, given.talk)
+    if broken:
+        steps_before = context.rng.choice((0, 0, 1))
+        for _ in range(steps_before):
+            if not step(walk, 0.0, 0.0):
+                return None
+        if not step(walk, 1.0, 0.0) or not walk.before_error:
+            return None
+        for _ in range(context.rng.choice((0, 0, 1))):
+            if not step(walk, 0.0, 0.0):
+                return None
+        if not recover(walk):
+            return None
+    while step(walk, 0.0, 0.0):
+        pass
+    wrong = sum(line.good is False for line in walk.lines)
+    if not re.match(r"x=", walk.current) or not equivalent(walk.current, given.current):
+        return None
+    if (
+        wrong != (2 if broken else 0)
+        or not 2 <= len(walk.lines) <= 8
+        or walk.lines[-1].good is False
+    ):
+        return None
+    return Solution(problem, tuple(walk.lines), "linear/draft")
+
+
+def same_answer(context: Context, broken: list[bool]) -> list[Solution]:
+    """Drafts of one problem that all end in the right answer; broken ones cancel an error."""
+    while True:
+        problem, walk, _ = start(context)
+        out: list[Solution] = []
+        for flag in broken:
+            draft = next(
+                (d for _ in range(12) if (d := _drafts(problem, walk, context, flag))), None
+            )
+            if draft is None:
+                break
+            out.append(draft)
+        if len(out) == len(broken):
+            return out

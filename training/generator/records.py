@@ -1,0 +1,83 @@
+"""The records the generator makes, and the pools that keep held-out wordings apart.
+
+A `Solution` is a problem with labelled lines. `label_meaning` is local: a line is good if
+and only if it follows from the problem and the lines before it, even when one of those is
+wrong. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+Split = Literal["train", "heldout"]
+
+ERRORS = (
+    "none",
+    "sign",
+    "one_side",
+    "distribution",
+    "like_terms",
+    "operation",
+    "slip",
+    "inverted_division",
+    "dropped_term",
+    "misread",
+    "undo",
+    "jump",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One step: its text, whether it follows (None: not labelled), and the error it makes."""
+
+    text: str
+    good: bool | None
+    error: str = "none"
+    slip: int = -1  # character from which a wrong line is wrong, -1 where that is not one place
+
+
+def slip_at(text: str, wrong: str, right: str) -> int:
+    """Where `text`, which contains `wrong` in place of `right`, first differs; -1 if unclear."""
+    start = text.rfind(wrong)
+    if start < 0 or wrong == right:
+        return -1
+    same = next((i for i, (a, b) in enumerate(zip(wrong, right, strict=False)) if a != b), None)
+    return start + (min(len(wrong), len(right)) if same is None else same)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A problem and its labelled lines; `template` names the family that wrote it."""
+
+    problem: str
+    lines: tuple[Line, ...]
+    template: str
+
+    @property
+    def first_error(self) -> int:
+        """Index of the first wrong line, -1 for none."""
+        return next((i for i, line in enumerate(self.lines) if line.good is False), -1)
+
+
+@dataclass(slots=True)
+class Context:
+    """What one draw needs: the random stream and which half of every pool it may use."""
+
+    rng: random.Random
+    split: Split = "train"
+    used: list[str] = field(default_factory=list)
+
+    def pick(self, pool: Sequence[T]) -> T:
+        """Draw from the part of `pool` that this split owns: every fifth item is held out."""
+        held = [item for i, item in enumerate(pool) if i % 5 == 4]
+        rest = [item for i, item in enumerate(pool) if i % 5 != 4]
+        return self.rng.choice(held if self.split == "heldout" and held else rest)
+
+    def chance(self, p: float) -> bool:
+        """True with probability p."""
+        return self.rng.random() < p

@@ -1,0 +1,165 @@
+"""The generator: labels recomputed from the text alone, determinism, split of the pools."""
+
+from __future__ import annotations
+
+import random
+import re
+from fractions import Fraction
+
+import pytest
+
+from training.generator import ERRORS, FAMILIES, Context, draw, equations, stream, tutor
+from training.generator.algebra import AlgebraError, decimal, equivalent, parse, true_chain, value
+from training.generator.corrupt import break_chain, break_equation
+from training.generator.surface import Style
+
+
+@pytest.mark.parametrize(
+    ("text", "poly"),
+    [
+        ("3x+5", {"x": 3, "": 5}),
+        ("-2(x-3)/4", {"x": Fraction(-1, 2), "": Fraction(3, 2)}),
+        ("x/-2*-2", {"x": 1}),
+        ("--3-(-x)", {"": 3, "x": 1}),
+        ("(x-2)(x+3)", {"xx": 1, "x": 1, "": -6}),
+        (".5*4x", {"x": 2}),
+        ("2x^2-xx", {"xx": 1}),
+        ("3-3", {}),
+    ],
+)
+def test_parse_reads_exactly(text: str, poly: dict[str, Fraction]) -> None:
+    assert parse(text) == poly
+
+
+@pytest.mark.parametrize("text", ["3/0", "1/x", "(2+1", "3+", "3 & 4", ""])
+def test_parse_rejects_what_it_cannot_read(text: str) -> None:
+    with pytest.raises(AlgebraError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("3x+5=20", "3x=15", True),
+        ("3x=15", "15=3x", True),
+        ("3x=15", "x=5", True),
+        ("3x=15", "x=-5", False),
+        ("x=4", "0=0", False),
+        ("3x=15", "3=15", False),
+    ],
+)
+def test_equivalent_compares_equations(first: str, second: str, same: bool) -> None:
+    assert equivalent(first, second) is same
+
+
+def test_decimal_writes_exactly() -> None:
+    assert [decimal(Fraction(n)) for n in ("-7/4", "3", "1/8", "-0.05")] == [
+        "-1.75",
+        "3",
+        "0.125",
+        "-0.05",
+    ]
+    with pytest.raises(AlgebraError, match="terminate"):
+        decimal(Fraction(1, 3))
+
+
+def test_break_chain_makes_a_true_chain_false() -> None:
+    rng = random.Random(0)
+    broken = [break_chain(rng, "12*4=48") for _ in range(200)]
+    assert all(change and not true_chain(change[0]) for change in broken)
+
+
+def test_break_equation_never_keeps_the_solution() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        change = break_equation(rng, "3x+5=20", "3x=15")
+        assert change
+        assert not equivalent("3x+5=20", change[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_draw_is_seeded_and_labels_name_errors(family: str, split: str) -> None:
+    first, second = (
+        [draw(Context(random.Random(seed), split), family) for seed in range(60)]  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert first == second
+    for solution in first:
+        assert solution.lines
+        for line in solution.lines:
+            assert line.error in ERRORS
+            assert line.good is (line.error == "none")
+            assert "\n" not in line.text
+
+
+def test_stream_depends_on_its_seed() -> None:
+    one, two = stream(1), stream(2)
+    assert [next(one) for _ in range(5)] != [next(two) for _ in range(5)]
+
+
+def test_tutor_labels_follow_from_the_text_alone() -> None:
+    checked = 0
+    for seed in range(400):
+        solution = tutor.solution(Context(random.Random(seed)))
+        before = solution.problem.split(":")[-1].strip()
+        for line in solution.lines:
+            assert equivalent(before, line.text) is line.good
+            before = line.text
+            checked += 1
+    assert checked > 800
+
+
+def test_bare_linear_labels_follow_from_the_text_alone() -> None:
+    """Labels of unworded lines agree with a fresh reading of the rendered text."""
+    bare = re.compile(r"[\d+\-*/()=.\sx]+")
+    checked = {True: 0, False: 0}
+    for seed in range(1500):
+        solution = equations.solution(Context(random.Random(seed)))
+        given = re.sub(r"^[A-Z][a-z ]+x?: ", "", solution.problem)
+        lines = [text.rstrip(".?") for text in (given, *(line.text for line in solution.lines))]
+        if not all(bare.fullmatch(text) and text.count("=") == 1 for text in lines):
+            continue
+        for before, after, line in zip(lines, lines[1:], solution.lines, strict=False):
+            assert equivalent(before, after) is line.good
+            checked[bool(line.good)] += 1
+    assert min(checked.values()) > 20
+
+
+def test_same_answer_drafts_agree_and_cancel() -> None:
+    for seed in range(30):
+        clean, broken = equations.same_answer(Context(random.Random(seed)), [False, True])
+        assert clean.problem == broken.problem
+        assert clean.first_error == -1
+        assert [line.good for line in broken.lines].count(False) == 2
+        assert broken.lines[-1].good
+
+
+def test_context_pick_keeps_held_out_entries_apart() -> None:
+    pool = list(range(20))
+    train = {Context(random.Random(s)).pick(pool) for s in range(300)}
+    held = {Context(random.Random(s), "heldout").pick(pool) for s in range(300)}
+    assert held == {4, 9, 14, 19}
+    assert not train & held
+
+
+@pytest.mark.parametrize(
+    ("style", "shown"),
+    [
+        (Style("all", "×", "÷", "-", False, ("", ""), {"x": "y"}), "3y - 4 × 2 = -5"),
+        (Style("none", "*", "/", "−", False, ("", ""), {"x": "x"}), "3x−4*2=−5"),
+        (Style("equals", "\\cdot", "/", "-", True, ("$", "$"), {"x": "n"}), "$3n-4\\cdot 2 = -5$"),
+    ],
+)
+def test_style_renders_one_formula_many_ways(style: Style, shown: str) -> None:
+    assert style.math("3x-4*2=-5") == shown
+
+
+def test_style_writes_latex_fractions() -> None:
+    style = Style("none", "*", "/", "-", True, ("", ""), {"x": "x"})
+    assert style.math("(x+3)/4=2x/5") == "\\frac{x+3}{4}=\\frac{2x}{5}"
+
+
+def test_value_refuses_letters() -> None:
+    with pytest.raises(AlgebraError, match="not a number"):
+        value("3x")
