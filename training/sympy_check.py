@@ -37,8 +37,9 @@ def difference(text: str) -> Any:
 
 
 def given(problem: str) -> str:
-    """The equation of a problem such as ``Solve for x: 3x=6``."""
-    return problem.rsplit(":", 1)[-1].replace("Solve", "").strip()
+    """The equation of a problem such as ``Solve for x: 3x=6``: what stands between words."""
+    parts = re.split(r"[A-Za-z]{2,}|:|\.\s|\?", problem + " ")
+    return next((part.strip() for part in parts if "=" in part), "")
 
 
 def verdict(problem: str, steps: list[str], at: int) -> bool | None:

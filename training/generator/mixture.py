@@ -26,16 +26,16 @@ def _drafts(context: Context, error_chance: float) -> Solution:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "linear": (equations.solution, 38),
-    "draft": (_drafts, 10),
-    "tutor": (_tutor, 24),
-    "sentences": (worded.sentences, 18),
-    "story": (worded.story, 5),
-    "evaluation": (arithmetic.evaluation, 2),
-    "fractions": (arithmetic.fractions, 1.5),
+    "linear": (equations.solution, 32),
+    "draft": (_drafts, 7),
+    "tutor": (_tutor, 20),
+    "sentences": (worded.sentences, 22),
+    "story": (worded.story, 8),
+    "evaluation": (arithmetic.evaluation, 4),
+    "fractions": (arithmetic.fractions, 2.5),
     "fact": (systems.fact, 2),
-    "system": (systems.system, 1.5),
-    "quadratic": (systems.quadratic, 1.5),
+    "system": (systems.system, 3),
+    "quadratic": (systems.quadratic, 3),
 }
 
 
