@@ -155,14 +155,11 @@ class Scorer:
         encoded = self._encoder.encode(problem, steps)
         engine = self._open_engine()
         fitting = self._fitting(encoded)
-        if len(fitting.reads) < len(encoded.reads) and not engine.causal:
-            return self._result(encoded, self._no_logits(), 0)  # scores depend on the whole record
-        if not len(fitting.reads):
-            return self._result(encoded, self._no_logits(), 0)
+        # without causality every score depends on the whole record
+        cut = len(fitting.reads) < len(encoded.reads)
+        if not len(fitting.reads) or (cut and not engine.causal):
+            return self._result(encoded, np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
         return self._result(encoded, engine.run(fitting.ids, fitting.reads), len(fitting.ids))
-
-    def _no_logits(self) -> NDArray[np.float32]:
-        return np.zeros((0, self.recipe.logits), dtype=np.float32)
 
     def _fitting(self, encoded: Encoded) -> Encoded:
         """Cut a record after the last read position within the limit."""
