@@ -1,5 +1,23 @@
 """Score the steps of worked solutions with a process reward model, without torch."""
 
-from prm_edge_runtime import PrmEdgeError, Ranking, Recipe, Scorer, StepScores, __version__
+from prm_edge_runtime import (
+    PrmEdgeError,
+    Ranking,
+    Recipe,
+    Scorer,
+    Session,
+    StepScores,
+    __version__,
+    add_many,
+)
 
-__all__ = ["PrmEdgeError", "Ranking", "Recipe", "Scorer", "StepScores", "__version__"]
+__all__ = [
+    "PrmEdgeError",
+    "Ranking",
+    "Recipe",
+    "Scorer",
+    "Session",
+    "StepScores",
+    "__version__",
+    "add_many",
+]

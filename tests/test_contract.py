@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from prm_edge_runtime import contract
+from prm_edge_runtime.engine import DecoderEngine, open_engine
 from prm_edge_runtime.ort import open_session
 from prm_edge_runtime.package import open_package
 
@@ -80,6 +82,23 @@ def test_graph_with_rows_padded_on_the_right_is_exact(graph: Graph) -> None:
     together, _ = graph.run(padded, reads, lengths, graph.empty(3))
     alone = [graph.run(IDS[:n], list(range(n)), [n], graph.empty())[0] for n in lengths]
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+def test_graph_in_place_is_exact_and_only_appends(tiny_package: Path) -> None:
+    variant = open_package(tiny_package).manifest.variants[0]
+    engine = open_engine(tiny_package / variant.graph, variant, logits=2, threads=1)
+    assert isinstance(engine, DecoderEngine)
+    whole = engine.run(IDS, np.arange(96))
+    cache = engine.new_cache(200)
+    cache[:] = 7.0  # nothing beyond the tokens may count
+    pieces = []
+    for start, stop in itertools.pairwise([0, 2, 34, 50, 96]):
+        held = cache.copy()
+        pieces.append(engine.extend(cache, start, IDS[start:stop], np.arange(stop - start)))
+        assert (cache[:, :, :, :start] == held[:, :, :, :start]).all()
+        assert (cache[:, :, :, stop:] == 7.0).all()
+        assert (cache[:, :, :, start:stop] != 7.0).all()
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
 def test_graph_without_reads_still_fills_the_cache(graph: Graph) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-PUBLIC = ["PrmEdgeError", "Ranking", "Recipe", "Scorer", "StepScores", "__version__"]
+PUBLIC = [
+    "PrmEdgeError",
+    "Ranking",
+    "Recipe",
+    "Scorer",
+    "Session",
+    "StepScores",
+    "__version__",
+    "add_many",
+]
 HEAVY = ["onnx", "onnxruntime", "optimum", "safetensors", "torch", "transformers"]
 
 

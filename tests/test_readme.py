@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prm_edge_runtime import recipe
+from prm_edge_runtime import Scorer, recipe
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -28,6 +28,14 @@ def test_readme_embedding_example_runs(tiny_package: Path, monkeypatch: pytest.M
     lines = said.getvalue().splitlines()
     assert lines[-1] == "['first step', 'second step']"
     assert len(lines) == 5
+
+
+def test_readme_sessions_example_runs(tiny_package: Path) -> None:
+    (example,) = [block for block in blocks("python") if "scorer.session(" in block]
+    said = io.StringIO()
+    with Scorer.load(tiny_package) as scorer, contextlib.redirect_stdout(said):
+        exec(compile(example, "README.md", "exec"), {"scorer": scorer, "problem": "Solve 2x = 1."})
+    assert said.getvalue().endswith("True\n")
 
 
 def test_readme_names_every_word_of_a_recipe() -> None:

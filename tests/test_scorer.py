@@ -569,7 +569,11 @@ def test_score_runs_no_token_in_vain(causal: bool, tiny_package: Path) -> None:
 def test_rank_compares_candidates(loaded: Scorer) -> None:
     candidates = [STEPS, STEPS[:1], [], STEPS, ["x = 4"]]
     ranking = loaded.rank(PROBLEM, candidates)
-    assert ranking.candidates == tuple(loaded.score_many((PROBLEM, c) for c in candidates))
+    alone = loaded.score_many((PROBLEM, c) for c in candidates)
+    assert [
+        dataclasses.replace(shared, n_tokens_run=one.n_tokens_run)
+        for shared, one in zip(ranking.candidates, alone, strict=True)
+    ] == alone
     values = [ranking.candidates[index].aggregate("min") for index in ranking.order]
     assert values[-1] is None
     assert ranking.order[-1] == 2

@@ -4,6 +4,16 @@ from .errors import PrmEdgeError
 from .recipe import Recipe
 from .results import Ranking, StepScores
 from .scorer import Scorer
+from .session import Session, add_many
 from .version import __version__
 
-__all__ = ["PrmEdgeError", "Ranking", "Recipe", "Scorer", "StepScores", "__version__"]
+__all__ = [
+    "PrmEdgeError",
+    "Ranking",
+    "Recipe",
+    "Scorer",
+    "Session",
+    "StepScores",
+    "__version__",
+    "add_many",
+]

@@ -3,7 +3,9 @@
 Axes: B rows, S new tokens, P cached tokens, T = P + S, N read positions, C logits,
 G key/value heads, D head size, V vocabulary.
 
-``decoder``: a causal model with its KV cache in and out. ``stateless``: a model that sees the
+``decoder``: a causal model with its KV cache in and out; where past and present are one buffer with
+room for more than T tokens, a run appends in place (GroupQueryAttention's shared buffer).
+``stateless``: a model that sees the
 whole record at once and returns logits for every token.
 """
 

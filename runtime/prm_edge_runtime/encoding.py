@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -79,6 +79,37 @@ def check_steps(steps: object, what: str = "steps") -> list[str]:
     return [check_text(step, f"{what}[{index}]") for index, step in enumerate(steps)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pieces:
+    """A recipe's parts, cut where a record can be cut: see :meth:`RecipeEncoder.encode_step`."""
+
+    opening: tuple[Part, ...]  # the prompt, up to what joins the first step
+    joined: tuple[Part, ...]  # the rest of the prompt
+    to_read: tuple[Part, ...]  # of a step, up to its read position
+    after_read: tuple[Part, ...]  # of a step, from there on
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> _Pieces:
+        to_read: tuple[Part, ...] = ()
+        after_read: tuple[Part, ...] = ()
+        for at, part in enumerate(recipe.step):
+            if isinstance(part, Tokens) and part.read is not None:
+                cut = part.read % len(part.ids) + 1
+                to_read = (*recipe.step[:at], Tokens(ids=part.ids[:cut], text=""))
+                rest = (Tokens(ids=part.ids[cut:], text=""),) if part.ids[cut:] else ()
+                after_read = (*rest, *recipe.step[at + 1 :])
+        cut = len(recipe.prompt)
+        if recipe.encode == "joint" and not isinstance(to_read[0], Tokens):
+            while cut and not isinstance(recipe.prompt[cut - 1], Tokens):
+                cut -= 1
+        return cls(
+            opening=recipe.prompt[:cut],
+            joined=recipe.prompt[cut:],
+            to_read=to_read,
+            after_read=after_read,
+        )
+
+
 class RecipeEncoder:
     """Encodes records for one recipe with one tokenizer. Thread-safe."""
 
@@ -107,6 +138,7 @@ class RecipeEncoder:
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
+        self._pieces = _Pieces.of(recipe)
 
     def _reserved(self, added: list[dict[str, Any]]) -> set[int]:
         # Text may become an added token only where the token is neither special nor the
@@ -158,21 +190,9 @@ class RecipeEncoder:
                 tokenizer's own vocabulary turns into an added token.
         """
         problem, steps = check_text(problem, "problem"), check_steps(steps)
-        characters = len(problem) + sum(map(len, steps))
-        if characters > MAX_CHARACTERS:
-            raise InputError(
-                f"the problem and its steps have {characters} characters together, more than the "
-                f"{MAX_CHARACTERS} that are encoded at once; is this one solution?"
-            )
-        runs, reads_at = self._runs(problem, steps)
-        texts = [run for run in runs if isinstance(run, str)]
-        encoded = iter(self._ids(texts))
-        pieces = [next(encoded) if isinstance(run, str) else run for run in runs]
-        text_ids = np.array(
-            [i for run, ids in zip(runs, pieces, strict=True) if isinstance(run, str) for i in ids],
-            dtype=np.int64,
-        )
-        self._refuse_added(text_ids)
+        _check_size(len(problem) + sum(map(len, steps)))
+        runs, reads_at = self._runs(self._filled(problem, steps))
+        pieces = self._encode_runs(runs)
         starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
         ids = np.array([i for piece in pieces for i in piece], dtype=np.int64)
         reads = np.array([starts[run] + offset for run, offset in reads_at], dtype=np.int64)
@@ -180,6 +200,66 @@ class RecipeEncoder:
             raise RecipeError(f"{len(reads)} read positions for {len(steps)} steps")
         end = int(reads[-1]) + 1 if len(reads) else len(ids)
         return Encoded(ids=ids[:end], reads=reads)
+
+    @property
+    def incremental(self) -> bool:
+        """Whether :meth:`encode_step` can encode a step without knowing the one before it."""
+        return not any(isinstance(part, Slot) for part in self._pieces.after_read)
+
+    def encode_prompt(self, problem: str) -> NDArray[np.int64]:
+        """Encode what stands before the first step and does not depend on it. -> (T,)
+
+        Where the recipe joins the end of the prompt and the first step into one string, that end
+        is left to :meth:`encode_step`.
+
+        Raises:
+            InputTypeError, InputError: as :meth:`encode`.
+        """
+        problem = check_text(problem, "problem")
+        _check_size(len(problem))
+        return self._encode_parts((part, _fill(part, problem)) for part in self._pieces.opening)
+
+    def encode_step(self, step: str, *, problem: str | None = None) -> NDArray[np.int64]:
+        """Encode what follows the read position of the step before, up to this step's. -> (T,)
+
+        ``problem`` is given for the first step, and only for it. The score is read at the last
+        token. The prompt's ids and those of every step, in order, are those of :meth:`encode`:
+        a read position lies in a token part, at which text is always cut.
+
+        Raises:
+            InputTypeError, InputError: as :meth:`encode`.
+            RecipeError: when the recipe is not :attr:`incremental`.
+        """
+        if not self.incremental:
+            raise RecipeError(
+                "this recipe reads a score before the text of its step, so that a step cannot be "
+                "encoded without the one before; encode the whole record"
+            )
+        step = check_text(step, "step")
+        before = self._pieces.after_read + self.recipe.between
+        if problem is not None:
+            problem = check_text(problem, "problem")
+            before = self._pieces.joined
+        _check_size(len(step) + len(problem or ""))
+        filled = [(part, _fill(part, problem or "")) for part in before]
+        filled += [(part, _fill(part, step)) for part in self._pieces.to_read]
+        return self._encode_parts(filled)
+
+    def _encode_parts(self, filled: Iterable[tuple[Part, str]]) -> NDArray[np.int64]:
+        runs, _ = self._runs(filled)
+        return np.array([i for piece in self._encode_runs(runs) for i in piece], dtype=np.int64)
+
+    def _encode_runs(self, runs: list[Run]) -> list[Sequence[int]]:
+        encoded = iter(self._ids([run for run in runs if isinstance(run, str)]))
+        pieces: list[Sequence[int]] = [
+            next(encoded) if isinstance(run, str) else run for run in runs
+        ]
+        text_ids = np.array(
+            [i for run, ids in zip(runs, pieces, strict=True) if isinstance(run, str) for i in ids],
+            dtype=np.int64,
+        )
+        self._refuse_added(text_ids)
+        return pieces
 
     def _refuse_added(self, text_ids: NDArray[np.int64]) -> None:
         if len(self._forbidden) and np.isin(text_ids, self._forbidden).any():
@@ -190,12 +270,12 @@ class RecipeEncoder:
                 "take it out of the problem or the step"
             )
 
-    def _runs(self, problem: str, steps: list[str]) -> tuple[list[Run], list[tuple[int, int]]]:
-        """Lay the record out: runs, and for each step (index of its run, offset in that run)."""
+    def _runs(self, filled: Iterable[tuple[Part, str]]) -> tuple[list[Run], list[tuple[int, int]]]:
+        """Lay parts out: runs, and for each read position (index of its run, offset in it)."""
         runs: list[Run] = []
         reads: list[tuple[int, int]] = []
         joint = self.recipe.encode == "joint"
-        for part, text in self._filled(problem, steps):
+        for part, text in filled:
             if isinstance(part, Tokens):
                 runs.append(part.ids)
                 if part.read is not None:
@@ -226,6 +306,14 @@ class RecipeEncoder:
         rule = self.recipe.split
         pieces = check_text(response, "response").split(rule.separator)
         return [piece.strip() if rule.strip else piece for piece in pieces if piece.strip()]
+
+
+def _check_size(characters: int) -> None:
+    if characters > MAX_CHARACTERS:
+        raise InputError(
+            f"the problem and its steps have {characters} characters together, more than the "
+            f"{MAX_CHARACTERS} that are encoded at once; is this one solution?"
+        )
 
 
 # What tokenizers writes before the added tokens. Any other file is decoded whole, which is slower.

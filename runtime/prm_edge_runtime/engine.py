@@ -59,6 +59,7 @@ class DecoderEngine:
         _check(session.get_outputs(), contract.decoder_outputs(*shape), variant.name)
         self._session = session
         self._logits = logits
+        self._kv_heads, self._head_dim = variant.kv_heads, variant.head_dim
         empty = np.zeros((1, variant.kv_heads, 0, variant.head_dim), dtype=np.float32)
         self._no_past = {
             contract.past_name(layer, part): empty
@@ -80,6 +81,51 @@ class DecoderEngine:
         }
         (logits,) = _run(self._session, [contract.LOGITS.name], feeds)
         return _shaped(logits, (len(reads), self._logits))
+
+    def new_cache(self, tokens: int) -> NDArray[np.float32]:
+        """Room for the keys and values of ``tokens`` tokens. -> (2 * layers, 1, heads, P, D)"""
+        return np.zeros((len(self._no_past), 1, self._kv_heads, tokens, self._head_dim), np.float32)
+
+    def extend(
+        self,
+        cache: NDArray[np.float32],
+        past: int,
+        ids: NDArray[np.int64],
+        reads: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, C)
+
+        Writes their keys and values behind those, in place; ``cache`` needs room for one token
+        more. What was there is only read. ``reads`` are positions in ``ids``.
+        """
+        if len(ids) % TILE == 1:
+            ids = np.append(ids, ids[-1])  # as in `run`; the next tokens overwrite its cache
+        total = past + len(ids)
+        feeds = {
+            contract.INPUT_IDS.name: ids[None, :],
+            contract.READS.name: reads,
+            contract.LAST_TOKEN.name: np.array([total - 1], dtype=np.int32),
+            contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
+        }
+        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, value)
+            # GroupQueryAttention appends where past and present are one buffer, and copies nothing
+            for layer in range(len(cache) // 2):
+                for at, part in enumerate(("key", "value")):
+                    where = _memory(cache[2 * layer + at])
+                    binding.bind_input(contract.past_name(layer, part), *where)
+                    binding.bind_output(contract.present_name(layer, part), *where)
+            if len(reads):
+                binding.bind_output(contract.LOGITS.name, *_memory(logits))
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises many unrelated types
+            raise EngineError(
+                f"onnxruntime failed on a run of {len(ids)} tokens after {past}: {error}"
+            ) from error
+        return logits
 
 
 class StatelessEngine:
@@ -142,6 +188,11 @@ def _fits(value: Any, tensor: contract.Tensor) -> bool:
             if isinstance(size, int)
         )
     )
+
+
+def _memory(array: NDArray[np.float32]) -> tuple[Any, ...]:
+    # device, its number, element type, shape, address: as IOBinding takes them
+    return "cpu", 0, np.float32, array.shape, array.ctypes.data
 
 
 def _run(session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:

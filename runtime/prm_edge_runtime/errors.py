@@ -5,6 +5,7 @@
     PrmEdgeError
     ├── InputError (ValueError)               a problem, step or record that cannot be scored
     │   └── InputTypeError (TypeError)        ... because it has the wrong type
+    ├── SessionError (RuntimeError)           a session that is closed, in use, or at its start
     ├── ConfigError (ValueError)              an option or environment variable out of range
     ├── RecipeError (ValueError)              malformed, or does not fit its tokenizer
     ├── PackageError                          a package folder that cannot be used
@@ -39,6 +40,10 @@ class InputError(PrmEdgeError, ValueError):
 
 class InputTypeError(InputError, TypeError):
     """A problem, a step or a record of the wrong type."""
+
+
+class SessionError(PrmEdgeError, RuntimeError):
+    """A live session that cannot do this now: closed, in use, or without a step to take back."""
 
 
 class ConfigError(PrmEdgeError, ValueError):

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
-from .encoding import RecipeEncoder, check_steps, check_text
-from .engine import Engine, open_engine
+from .candidates import run_candidates
+from .encoding import Encoded, RecipeEncoder, check_steps, check_text
+from .engine import DecoderEngine, Engine, open_engine
 from .errors import (
     ConfigError,
     DeviceError,
@@ -29,6 +30,7 @@ from .package import Package, choose_variant, open_package
 from .recipe import Recipe
 from .results import SCORED, TOO_LONG, Ranking, StepScores
 from .results import rank as rank_scores
+from .session import CachedTrack, RescoredTrack, Session, Track
 
 logger = logging.getLogger("prm_edge")
 
@@ -151,28 +153,28 @@ class Scorer:
             EngineError: when the model fails or returns a number that is none.
         """
         encoded = self._encoder.encode(problem, steps)
-        ids, reads = encoded.ids, encoded.reads
-        fitting = int(np.searchsorted(reads, self.max_tokens))  # reads before the limit
         engine = self._open_engine()
-        if fitting < len(reads) and not engine.causal:
-            fitting = 0  # every score depends on the whole record
-        logits = np.zeros((0, self.recipe.logits), dtype=np.float32)
-        n_run = 0
-        if fitting:
-            n_run = int(reads[fitting - 1]) + 1
-            logits = engine.run(ids[:n_run], reads[:fitting])
-        return self._result(logits, len(reads), len(ids), n_run)
+        fitting = self._fitting(encoded)
+        # without causality every score depends on the whole record
+        cut = len(fitting.reads) < len(encoded.reads)
+        if not len(fitting.reads) or (cut and not engine.causal):
+            return self._result(encoded, np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
+        return self._result(encoded, engine.run(fitting.ids, fitting.reads), len(fitting.ids))
 
-    def _result(
-        self, logits: NDArray[np.float32], n_steps: int, n_tokens: int, n_run: int
-    ) -> StepScores:
+    def _fitting(self, encoded: Encoded) -> Encoded:
+        """Cut a record after the last read position within the limit."""
+        count = int(np.searchsorted(encoded.reads, self.max_tokens))
+        end = int(encoded.reads[count - 1]) + 1 if count else 0
+        return Encoded(ids=encoded.ids[:end], reads=encoded.reads[:count])
+
+    def _result(self, encoded: Encoded, logits: NDArray[np.float32], n_run: int) -> StepScores:
         scores = scoring.scores_from_logits(logits, self.recipe.score)
-        missing = n_steps - len(scores)
+        missing = len(encoded.reads) - len(scores)
         return StepScores(
             scores=(*(float(score) for score in scores), *(None,) * missing),
             status=(SCORED,) * len(scores) + (TOO_LONG,) * missing,
             threshold=self.threshold,
-            n_tokens=n_tokens,
+            n_tokens=len(encoded.ids),
             n_tokens_run=n_run,
             aggregates=self.recipe.aggregates,
             default_aggregate=self.recipe.aggregate,
@@ -192,6 +194,9 @@ class Scorer:
     ) -> Ranking:
         """Compare candidate solutions of one problem by an aggregate (the recipe's own if None).
 
+        What candidates have in common at their beginning, the problem and the same first steps,
+        is run once. Scores are those of :meth:`score`, to the bit.
+
         Raises:
             InputTypeError, InputError, EngineError: as :meth:`score`.
             ConfigError: when the recipe does not define the aggregate ``by``.
@@ -204,7 +209,50 @@ class Scorer:
                 f"candidates must be a list of lists of steps, got {type(candidates).__name__}"
             )
         checked = [check_steps(c, f"candidates[{index}]") for index, c in enumerate(candidates)]
-        return rank_scores(tuple(self.score(problem, steps) for steps in checked), by)
+        return rank_scores(self._score_candidates(problem, checked), by)
+
+    def _score_candidates(
+        self, problem: str, candidates: Sequence[Sequence[str]]
+    ) -> tuple[StepScores, ...]:
+        engine = self._open_engine()
+        if not isinstance(engine, DecoderEngine) or len(candidates) < 2:
+            return tuple(self.score(problem, steps) for steps in candidates)
+        encoded = [self._encoder.encode(problem, steps) for steps in candidates]
+        runs = run_candidates(
+            engine,
+            [self._fitting(record) for record in encoded],
+            prompt_tokens=len(self._encoder.encode_prompt(problem)),
+            logits=self.recipe.logits,
+        )
+        return tuple(
+            self._result(record, run.logits, run.n_tokens_run)
+            for record, run in zip(encoded, runs, strict=True)
+        )
+
+    def session(self, problem: str) -> Session:
+        """Start a solution that grows step by step; each step runs its own tokens only.
+
+        Runs the problem, so that the first step is as quick as any other.
+
+        Raises:
+            InputTypeError, InputError: for a problem that cannot be encoded or leaves no room.
+            EngineError: when the model fails.
+        """
+        problem = check_text(problem, "problem")
+        track: Track
+        if isinstance(self._open_engine(), DecoderEngine) and self._encoder.incremental:
+            track = CachedTrack(
+                problem,
+                encoder=self._encoder,
+                engine=self._open_decoder,
+                score=self.recipe.score,
+                max_tokens=self.max_tokens,
+            )
+        else:
+            track = RescoredTrack(
+                problem, encoder=self._encoder, score=self.score, max_tokens=self.max_tokens
+            )
+        return Session(track, threshold=self.threshold)
 
     def split(self, response: str) -> list[str]:
         """Cut a raw response into steps by the recipe's own rule; blank pieces are dropped."""
@@ -234,6 +282,10 @@ class Scorer:
         if engine is None:
             raise ConfigError("this Scorer is closed; load the package again with Scorer.load")
         return engine
+
+    def _open_decoder(self) -> DecoderEngine:
+        # a Scorer never changes its engine, except to close
+        return cast(DecoderEngine, self._open_engine())
 
     def __enter__(self) -> Scorer:
         return self
