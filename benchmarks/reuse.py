@@ -26,6 +26,7 @@ PROBLEM_TOKENS = 150
 STEP_TOKENS = 30
 SESSION_STEPS = 12
 LONG_TOKENS = 1000
+BEAM, BEAM_DEPTH = 4, 8
 CANDIDATES = (8, 32)
 CANDIDATE_TOKENS = (40, 120, 400)
 SENTENCE = (
@@ -185,6 +186,43 @@ def best_of_case(
     return Case(name=f"best of {count}, {tokens} tokens each", ways=ways, rounds=rounds)
 
 
+def beam_case(rng: random.Random, scorer: Any, reference: Torch, rounds: int) -> Case:
+    """A tree search: each of the best solutions tries several steps, and the best of all go on."""
+    from prm_edge import add_many
+
+    problem = text(rng, reference, PROBLEM_TOKENS)
+    tries = [
+        [text(rng, reference, STEP_TOKENS) for _ in range(BEAM * BEAM)] for _ in range(BEAM_DEPTH)
+    ]
+
+    def best(scores: list[float]) -> list[int]:
+        return sorted(range(len(scores)), key=lambda index: -scores[index])[:BEAM]
+
+    def live() -> Scores:
+        beam = [scorer.session(problem)]
+        for steps in tries:
+            forks = [session.fork() for session in beam for _ in range(BEAM)]
+            found = add_many(list(zip(forks, steps, strict=False)))
+            beam = [forks[index] for index in best(found)]
+        return [list(session.scores) for session in beam]
+
+    def again() -> Scores:
+        beam: list[list[str]] = [[]]
+        for steps in tries:
+            paths = [path for path in beam for _ in range(BEAM)]
+            paths = [[*path, step] for path, step in zip(paths, steps, strict=False)]
+            results = [scorer.score(problem, path).scores for path in paths]
+            chosen = best([scores[-1] for scores in results])
+            beam = [paths[index] for index in chosen]
+        return [list(results[index]) for index in chosen]
+
+    return Case(
+        name=f"beam of {BEAM}, {BEAM} tries each, depth {BEAM_DEPTH}",
+        ways={"re-scoring": again, "forks and add_many": live},
+        rounds=rounds,
+    )
+
+
 def measure(case: Case) -> tuple[list[str], float, bool]:
     """Rows of the table, the largest difference from transformers, and whether bits agree."""
     times: dict[str, list[float]] = {name: [] for name in case.ways}
@@ -231,6 +269,7 @@ def main() -> None:
     for count in CANDIDATES:
         for tokens in CANDIDATE_TOKENS:
             cases.append(best_of_case(rng, scorer, reference, count, tokens, arguments.rounds))
+    cases.append(beam_case(rng, scorer, reference, arguments.rounds))
     print("| work | how | CPU time (s) | ratio | rounds |\n|---|---|---:|---:|---:|", flush=True)
     far, exact = 0.0, True
     for case in cases:

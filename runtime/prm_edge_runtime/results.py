@@ -19,7 +19,8 @@ class StepScores:
     ``scores``: in the recipe's range, None where ``status`` is not ``scored``.
     ``status``: ``scored``, or ``too_long`` for a step that ends beyond the package's limit.
     ``threshold``: a score below it counts as an error. ``n_tokens``: length of the whole record;
-    ``n_tokens_run``: tokens the model really ran for it. ``default_aggregate``: the recipe's own.
+    ``n_tokens_run``: tokens the model really ran for it, without those that it shares with another
+    candidate run before it. ``default_aggregate``: the recipe's own.
     """
 
     scores: tuple[float | None, ...]
