@@ -19,10 +19,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import (
     LlamaConfig,
     LlamaForTokenClassification,
+    MistralConfig,
+    MistralForTokenClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForTokenClassification,
     Qwen2Model,
+    Qwen3Config,
+    Qwen3ForTokenClassification,
 )
 
 TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
@@ -132,6 +136,22 @@ def trl_qwen2(folder: Path, *, seed: int = 2, qwen_tokenizer: bool = True, **cha
     tok = tokenizer(qwen=qwen_tokenizer)
     model = Qwen2ForTokenClassification(Qwen2Config(**_sizes(len(tok), **changes)))
     return _save(folder, model, tok)
+
+
+def trl_qwen3(folder: Path, *, seed: int = 4, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Qwen3 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(qwen=True)
+    sizes = _sizes(len(tok), **{"head_dim": 32, **changes})
+    return _save(folder, Qwen3ForTokenClassification(Qwen3Config(**sizes)), tok)
+
+
+def trl_mistral(folder: Path, *, window: int | None = None, seed: int = 5, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Mistral backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    config = MistralConfig(**_sizes(len(tok), sliding_window=window, **changes))
+    return _save(folder, MistralForTokenClassification(config), tok)
 
 
 def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
