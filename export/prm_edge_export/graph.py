@@ -285,7 +285,7 @@ class _Builder:
         """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
         for index, layer in enumerate(head.layers):
             last = index == len(head.layers) - 1
-            weight = self.read(layer.weight, layer.outputs, layer.inputs)
+            weight = layer.read(self.tensors).numpy()
             inputs = [source, self.constant(f"head.{index}.weight", weight)]
             if layer.bias is not None:
                 bias = self.read(layer.bias, layer.outputs)

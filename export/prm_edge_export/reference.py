@@ -85,11 +85,11 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
 
     else:
         # The remote class of Qwen2.5-Math-PRM is a Qwen2Model with this head on its last hidden
-        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run.
+        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run. So is a language
+        # model, with its output layer, and one with a value head.
         backbone = _class(config, "Model")(_hf_config(config, head)).eval()
-        top = _mlp(head).eval()
-        whole = torch.nn.ModuleDict({"model": backbone, "score": top})
-        fill(whole, tensors)
+        top = _top(head, tensors).eval()
+        fill(torch.nn.ModuleDict({"model": backbone}), tensors)
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
@@ -121,13 +121,17 @@ def _hf_config(config: DecoderConfig, head: Head) -> Any:
     return _class(config, "Config")(**_config_values(config, head))
 
 
-def _mlp(head: Head) -> torch.nn.Sequential:
-    first, second = head.layers
-    return torch.nn.Sequential(
-        torch.nn.Linear(first.inputs, first.outputs),
-        torch.nn.ReLU(),
-        torch.nn.Linear(second.inputs, second.outputs),
-    )
+def _top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
+    """The head as modules, filled."""
+    modules: list[torch.nn.Module] = []
+    for layer in head.layers:
+        linear = torch.nn.Linear(layer.inputs, layer.outputs, bias=layer.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(layer.read(tensors))
+            if layer.bias is not None:
+                linear.bias.copy_(tensors.torch(layer.bias, (layer.outputs,)))
+        modules += [linear, torch.nn.ReLU()]
+    return torch.nn.Sequential(*modules[:-1])
 
 
 def fill(model: torch.nn.Module, tensors: Tensors, optional: tuple[str, ...] = ()) -> None:

@@ -23,12 +23,25 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from .errors import InputError, InputTypeError, RecipeError
-from .recipe import Part, Recipe, Slot, Tokens
+from .recipe import Part, Recipe, Slot, Tag, Tokens
 
 # Encoding holds several hundred bytes per character for a moment, and no model reads this much.
 MAX_CHARACTERS: Final = 4_000_000
 
 Run = str | tuple[int, ...]  # text still to be encoded as one string, or ids that stand as they are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """A record laid out: ``runs``, and where each step is read.
+
+    ``reads``: (index of a run of ids, offset in it). ``tags``: (index of a run of text, character
+    after the tag's last).
+    """
+
+    runs: list[Run]
+    reads: list[tuple[int, int]]
+    tags: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +120,9 @@ class RecipeEncoder:
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
+        self._tag = next((part for part in recipe.step if isinstance(part, Tag)), None)
+        if self._tag is not None:
+            self._check_tag(self._tag)
 
     def _reserved(self, added: list[dict[str, Any]]) -> set[int]:
         # Text may become an added token only where the token is neither special nor the
@@ -133,6 +149,15 @@ class RecipeEncoder:
                 f"tokenizer encodes it as {list(ids)}; use the tokenizer the model was trained with"
             )
 
+    def _check_tag(self, tag: Tag) -> None:
+        # after a word, as in a record: some tokenizers put a blank before the first
+        ids = self._ids([f"x{tag.text}"])[0]
+        if ids[-1:] != [tag.id] or ids.count(tag.id) != 1:
+            raise RecipeError(
+                f"the recipe expects {tag.text!r} to end as token {tag.id}, but this tokenizer "
+                f"encodes it as {ids[-3:]}; use the tokenizer the model was trained with"
+            )
+
     def spell(self, text: str) -> tuple[int, ...]:
         """Encode template text, in which added tokens do count."""
         if not self._added:
@@ -145,9 +170,12 @@ class RecipeEncoder:
             ids.extend([by_content[piece]] if piece in by_content else self._ids([piece])[0])
         return tuple(ids)
 
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        encodings: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in self._encodings(texts)]
 
     def encode(self, problem: str, steps: Sequence[str]) -> Encoded:
         """Encode one record. ``steps`` may be empty; an empty step is a step.
@@ -164,22 +192,46 @@ class RecipeEncoder:
                 f"the problem and its steps have {characters} characters together, more than the "
                 f"{MAX_CHARACTERS} that are encoded at once; is this one solution?"
             )
-        runs, reads_at = self._runs(problem, steps)
-        texts = [run for run in runs if isinstance(run, str)]
-        encoded = iter(self._ids(texts))
-        pieces = [next(encoded) if isinstance(run, str) else run for run in runs]
-        text_ids = np.array(
-            [i for run, ids in zip(runs, pieces, strict=True) if isinstance(run, str) for i in ids],
-            dtype=np.int64,
-        )
+        layout = self._layout(problem, steps)
+        runs = layout.runs
+        at = [index for index, run in enumerate(runs) if isinstance(run, str)]
+        texts = self._encodings([run for run in runs if isinstance(run, str)])
+        encodings = dict(zip(at, texts, strict=True))
+        pieces = [
+            run if isinstance(run, tuple) else tuple(encodings[index].ids)
+            for index, run in enumerate(runs)
+        ]
+        text_ids = np.array([i for index in at for i in pieces[index]], dtype=np.int64)
         self._refuse_added(text_ids)
         starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
         ids = np.array([i for piece in pieces for i in piece], dtype=np.int64)
-        reads = np.array([starts[run] + offset for run, offset in reads_at], dtype=np.int64)
+        found = [*layout.reads, *self._tag_reads(layout, encodings)]
+        reads = np.array([starts[run] + offset for run, offset in found], dtype=np.int64)
         if len(reads) != len(steps):
             raise RecipeError(f"{len(reads)} read positions for {len(steps)} steps")
         end = int(reads[-1]) + 1 if len(reads) else len(ids)
         return Encoded(ids=ids[:end], reads=reads)
+
+    def _tag_reads(self, layout: _Layout, encodings: dict[int, Any]) -> list[tuple[int, int]]:
+        """Where each tag's token is: (index of its run, offset in it).
+
+        Raises:
+            InputError: when a tag became another token, or the text holds one of its own.
+        """
+        if self._tag is None:
+            return []
+        found: list[tuple[int, int]] = []
+        for run, encoding in encodings.items():
+            ends = {end for at, end in layout.tags if at == run}
+            hits = [k for k, token in enumerate(encoding.ids) if token == self._tag.id]
+            if len(hits) != len(ends) or any(encoding.offsets[k][1] not in ends for k in hits):
+                raise InputError(
+                    f"the tag {self._tag.text!r} after each step is token {self._tag.id}, found "
+                    f"{len(hits)} times where {len(ends)} belong: a step is empty, merges with its "
+                    "tag or spells one; change or leave out that step"
+                )
+            found += [(run, k) for k in hits]
+        return found
 
     def _refuse_added(self, text_ids: NDArray[np.int64]) -> None:
         if len(self._forbidden) and np.isin(text_ids, self._forbidden).any():
@@ -190,30 +242,38 @@ class RecipeEncoder:
                 "take it out of the problem or the step"
             )
 
-    def _runs(self, problem: str, steps: list[str]) -> tuple[list[Run], list[tuple[int, int]]]:
-        """Lay the record out: runs, and for each step (index of its run, offset in that run)."""
-        runs: list[Run] = []
-        reads: list[tuple[int, int]] = []
-        joint = self.recipe.encode == "joint"
-        for part, text in self._filled(problem, steps):
+    def _layout(self, problem: str, steps: list[str]) -> _Layout:
+        layout = _Layout(runs=[], reads=[], tags=[])
+        joined = self.recipe.encode != "separate"
+        for part, text, opens in self._filled(problem, steps):
             if isinstance(part, Tokens):
-                runs.append(part.ids)
+                layout.runs.append(part.ids)
                 if part.read is not None:
-                    reads.append((len(runs) - 1, part.read % len(part.ids)))
-            elif joint and runs and isinstance(runs[-1], str):
-                runs[-1] += text
+                    layout.reads.append((len(layout.runs) - 1, part.read % len(part.ids)))
+                continue
+            last = layout.runs[-1] if layout.runs else None
+            cut = opens and self.recipe.encode == "sections"
+            if joined and isinstance(last, str) and not cut:
+                layout.runs[-1] = last + text
             else:
-                runs.append(text)
-        return runs, reads
+                layout.runs.append(text)
+            if isinstance(part, Tag):
+                layout.tags.append((len(layout.runs) - 1, len(layout.runs[-1])))
+        if self.recipe.encode == "trimmed":
+            stripped = [run.strip() if isinstance(run, str) else run for run in layout.runs]
+            return _Layout(runs=stripped, reads=layout.reads, tags=layout.tags)
+        return layout
 
-    def _filled(self, problem: str, steps: list[str]) -> Iterator[tuple[Part, str]]:
-        for part in self.recipe.prompt:
-            yield part, _fill(part, problem)
+    def _filled(self, problem: str, steps: list[str]) -> Iterator[tuple[Part, str, bool]]:
+        """Every part in turn: itself, its text, and whether it opens a section."""
+        sections = [(self.recipe.prompt, problem)]
         for index, step in enumerate(steps):
-            for part in self.recipe.between if index else ():
-                yield part, _fill(part, "")
-            for part in self.recipe.step:
-                yield part, _fill(part, step)
+            if index:
+                sections.append((self.recipe.between, ""))
+            sections.append((self.recipe.step, step))
+        for parts, slot in sections:
+            for position, part in enumerate(parts):
+                yield part, _fill(part, slot), position == 0
 
     def split(self, response: str) -> list[str]:
         """Cut a raw response into steps by the recipe's own rule.
@@ -249,5 +309,5 @@ def _without_added(text: str) -> tuple[list[dict[str, Any]], str]:
 
 def _fill(part: Part, slot: str) -> str:
     if isinstance(part, Slot):
-        return slot
+        return slot.strip() if part.strip else slot
     return part.text
