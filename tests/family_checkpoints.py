@@ -55,7 +55,8 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     )
 
 
-def _model(config: Any, kind: Any, seed: int) -> Any:
+def causal(config: Any, kind: Any, seed: int) -> Any:
+    """A random language model whose logits spread."""
     torch.manual_seed(seed)
     model = kind(config)
     checkpoints.random_biases(model)
@@ -71,9 +72,9 @@ def math_shepherd(folder: Path, *, mistral: bool = False, **changes: Any) -> Pat
     """A plain language model with Mistral's kind of tokenizer."""
     tok = sentencepiece()
     if mistral:
-        model = _model(MistralConfig(**_sizes(len(tok), **changes)), MistralForCausalLM, 11)
+        model = causal(MistralConfig(**_sizes(len(tok), **changes)), MistralForCausalLM, 11)
     else:
-        model = _model(LlamaConfig(**_sizes(len(tok), **changes)), LlamaForCausalLM, 12)
+        model = causal(LlamaConfig(**_sizes(len(tok), **changes)), LlamaForCausalLM, 12)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
@@ -83,7 +84,7 @@ def rlhflow(folder: Path, *, template: str = LLAMA3, **changes: Any) -> Path:
     """A plain language model with Llama 3's kind of tokenizer and chat template."""
     tok = checkpoints.tokenizer(bos=True, special=LLAMA3_TOKENS)
     tok.chat_template = template
-    model = _model(LlamaConfig(**_sizes(len(tok), **changes)), LlamaForCausalLM, 13)
+    model = causal(LlamaConfig(**_sizes(len(tok), **changes)), LlamaForCausalLM, 13)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
@@ -93,7 +94,7 @@ def skywork(folder: Path, *, prefix: str = "", pickled: bool = False, **changes:
     """A Qwen2 language model with TRL's value head, its names as a wrapper may write them."""
     tok = checkpoints.tokenizer(bos=True, qwen=True)
     config = Qwen2Config(**_sizes(len(tok), tie_word_embeddings=True, **changes))
-    model = _model(config, Qwen2ForCausalLM, 14)
+    model = causal(config, Qwen2ForCausalLM, 14)
     tensors = {prefix + name: value.clone() for name, value in model.state_dict().items()}
     head = torch.nn.Linear(config.hidden_size, 1)
     checkpoints.spread(head.weight)
