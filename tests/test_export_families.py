@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_reference import rlhflow_scores, shepherd_scores, skywork_scores
 
+from prm_edge_export.families import FAMILIES
 from prm_edge_export.pipeline import export, preview
 from prm_edge_export.plan import ExportOptions
 from prm_edge_export.proof import load_texts
 from prm_edge_runtime import Scorer
-from prm_edge_runtime.errors import CheckpointError, ExportError, InputError, UnsupportedError
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ExportError,
+    InputError,
+    ProofError,
+    UnsupportedError,
+)
 
 RECORDS = [(text.problem, list(text.steps)) for text in load_texts(None)[0]]
 HARD = ("What is ½ of 7?", ["Step 1: 7 / 2 = 3.5", "  so 3,5 — done\n", "ки+ - \n\nx"])
@@ -146,7 +154,11 @@ TEMPLATES = {
     "no turns": ("{{ messages[0].content }}", "does not repeat the turns of a conversation"),
     "open end": (
         family_checkpoints.LLAMA3 + "{{ '\n' }}",
-        "does not repeat the turns|does not end an answer",
+        "does not repeat the turns",
+    ),
+    "long end": (
+        family_checkpoints.LLAMA3.replace("'<|eot_id|>'", "' end<|eot_id|>'"),
+        r"does not end an answer '\+' with that token and one more",
     ),
     "counts": (
         family_checkpoints.LLAMA3.replace("{{- bos_token }}", "{{ messages | length }}"),
@@ -161,6 +173,18 @@ def test_rlhflow_template_that_cannot_be_used(case: str, tmp_path: Path) -> None
     checkpoint = family_checkpoints.rlhflow(tmp_path / "tiny", template=template)
     with pytest.raises(ExportError, match=message):
         run(checkpoint, tmp_path / "pkg", recipe="rlhflow-deepseek")
+
+
+def test_rlhflow_template_that_rewrites_earlier_turns() -> None:
+    class Tokenizer:
+        def apply_chat_template(self, messages: list[Any], **options: Any) -> str:
+            return "x" * len(messages) + "".join(message["content"] for message in messages)
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            return {"input_ids": list(text.encode())}
+
+    with pytest.raises(ProofError, match="changes earlier turns when later ones follow"):
+        FAMILIES["rlhflow-deepseek"].reference(Tokenizer(), None, "Q", ["a", "b"])  # type: ignore[arg-type]
 
 
 # --- Skywork
@@ -268,7 +292,7 @@ def test_value_head_of_several_values(tmp_path: Path) -> None:
         (
             family_checkpoints.math_shepherd,
             "math-shepherd",
-            "the tag ' ки' is [345] tokens|needs '\\+' to be",
+            "the tag ' ки' is [2345] tokens of this tokenizer",
         ),
         (family_checkpoints.rlhflow, "rlhflow-deepseek", "needs the checkpoint's chat template"),
     ],
@@ -282,6 +306,34 @@ def test_family_with_a_stock_tokenizer(
     checkpoints.tokenizer(size=330).save_pretrained(checkpoint)
     with pytest.raises(CheckpointError, match=message):
         run(checkpoint, tmp_path / "pkg", recipe=recipe)
+
+
+def test_skywork_needs_a_newline_of_one_token(tmp_path: Path) -> None:
+    checkpoint = family_checkpoints.skywork(tmp_path / "tiny")
+    family_checkpoints.sentencepiece().save_pretrained(checkpoint)
+    with pytest.raises(CheckpointError, match=r"is \d tokens of this tokenizer and must be one"):
+        run(checkpoint, tmp_path / "pkg")
+
+
+def test_math_shepherd_needs_a_bos(tmp_path: Path) -> None:
+    checkpoint = family_checkpoints.math_shepherd(tmp_path / "tiny")
+    path = checkpoint / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token"}))
+    (checkpoint / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="no bos_token, with which this family's texts begin"):
+        run(checkpoint, tmp_path / "pkg", recipe="math-shepherd")
+
+
+def test_verdict_of_several_tokens(tmp_path: Path) -> None:
+    checkpoint = family_checkpoints.rlhflow(tmp_path / "tiny")
+    family_checkpoints.sentencepiece().save_pretrained(checkpoint)
+    path = checkpoint / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["merges"] = [m for m in data["model"]["merges"] if "+" not in m]
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"needs '\+' to be one token, this tokenizer"):
+        run(checkpoint, tmp_path / "pkg", recipe="rlhflow-deepseek")
 
 
 def test_tied_output_that_differs(tmp_path: Path) -> None:

@@ -121,10 +121,6 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
-    if recipe.logits != head.logits:
-        raise CheckpointError(
-            f"recipe {family.name!r} needs {recipe.logits} logits, the head has {head.logits}"
-        )
     reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
