@@ -19,10 +19,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import (
     LlamaConfig,
     LlamaForTokenClassification,
+    MistralConfig,
+    MistralForTokenClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForTokenClassification,
     Qwen2Model,
+    Qwen3Config,
+    Qwen3ForTokenClassification,
 )
 
 TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
@@ -87,7 +91,8 @@ def tokenizer(
     )
 
 
-def _sizes(vocab: int, **changes: Any) -> dict[str, Any]:
+def sizes(vocab: int, **changes: Any) -> dict[str, Any]:
+    """Keyword arguments for a tiny config of any decoder."""
     return {
         "vocab_size": vocab,
         "hidden_size": 64,
@@ -103,12 +108,14 @@ def _sizes(vocab: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _spread(weight: torch.Tensor) -> None:
+def spread(weight: torch.Tensor) -> None:
+    """Give a head weights whose logits spread by about :data:`HEAD_SPREAD`."""
     with torch.no_grad():
         weight.normal_(0.0, HEAD_SPREAD / weight.shape[1] ** 0.5)
 
 
-def _random_biases(model: torch.nn.Module) -> None:
+def random_biases(model: torch.nn.Module) -> None:
+    """Move biases and gains away from where transformers starts them."""
     # transformers starts biases at 0 and gains at 1, which would hide one that is left out
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -122,7 +129,7 @@ def trl_llama(folder: Path, *, bos: bool = True, seed: int = 1, **changes: Any) 
     """What TRL's PRMTrainer saves for a Llama backbone, without training_args.bin."""
     torch.manual_seed(seed)
     tok = tokenizer(bos=bos)
-    model = LlamaForTokenClassification(LlamaConfig(**_sizes(len(tok), **changes)))
+    model = LlamaForTokenClassification(LlamaConfig(**sizes(len(tok), **changes)))
     return _save(folder, model, tok)
 
 
@@ -130,13 +137,29 @@ def trl_qwen2(folder: Path, *, seed: int = 2, qwen_tokenizer: bool = True, **cha
     """What TRL's PRMTrainer saves for a Qwen2 backbone, without training_args.bin."""
     torch.manual_seed(seed)
     tok = tokenizer(qwen=qwen_tokenizer)
-    model = Qwen2ForTokenClassification(Qwen2Config(**_sizes(len(tok), **changes)))
+    model = Qwen2ForTokenClassification(Qwen2Config(**sizes(len(tok), **changes)))
     return _save(folder, model, tok)
 
 
+def trl_qwen3(folder: Path, *, seed: int = 4, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Qwen3 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(qwen=True)
+    config = Qwen3Config(**sizes(len(tok), **{"head_dim": 32, **changes}))
+    return _save(folder, Qwen3ForTokenClassification(config), tok)
+
+
+def trl_mistral(folder: Path, *, window: int | None = None, seed: int = 5, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Mistral backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    config = MistralConfig(**sizes(len(tok), sliding_window=window, **changes))
+    return _save(folder, MistralForTokenClassification(config), tok)
+
+
 def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
-    _random_biases(model)
-    _spread(model.score.weight)
+    random_biases(model)
+    spread(model.score.weight)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
@@ -147,13 +170,13 @@ def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) ->
     torch.manual_seed(seed)
     tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
     tok.chat_template = CHATML
-    config = Qwen2Config(**_sizes(len(tok), **changes))
+    config = Qwen2Config(**sizes(len(tok), **changes))
     model = Qwen2Model(config)
-    _random_biases(model)
+    random_biases(model)
     hidden = config.hidden_size
     head = {"score.0": torch.nn.Linear(hidden, hidden), "score.2": torch.nn.Linear(hidden, 2)}
     for layer in head.values():
-        _spread(layer.weight)
+        spread(layer.weight)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, layer in head.items():
         tensors |= {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}

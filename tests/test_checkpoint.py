@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,10 +101,15 @@ CASES = {
     "no weights": (
         _remove("model.safetensors"),
         CheckpointError,
-        "has no model.safetensors and no",
+        r"has no model\.safetensors, no pytorch_model\.bin and no index of either",
     ),
     "adapter": (_only("adapter_config.json"), UnsupportedError, "is a LoRA adapter; merge it"),
-    "pickles": (_only("pytorch_model.bin"), UnsupportedError, "stores its weights as pickles"),
+    "pickle damaged": (_only("pytorch_model.bin"), CheckpointError, "cannot be mapped as a pickle"),
+    "index of another kind": (
+        _index({"a": "pytorch_model.bin"}),
+        CheckpointError,
+        r"'pytorch_model\.bin', which is no \.safetensors file",
+    ),
     "truncated": (_truncated, CheckpointError, "cannot be read as safetensors"),
     "garbage": (
         _write("model.safetensors", "garbage" * 20),
@@ -134,6 +142,103 @@ def test_checkpoint_that_cannot_be_read(case: str, folder: Path) -> None:
     change(folder)
     with pytest.raises(error, match=message):
         Checkpoint(folder)
+
+
+class Evil:
+    """Runs a command when a careless loader unpickles it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def _pickled(folder: Path, content: object, **options: Any) -> None:
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(content, folder / "pytorch_model.bin", **options)
+
+
+def test_pickle_is_read_like_safetensors(folder: Path) -> None:
+    whole = torch.arange(12.0).reshape(4, 3).to(torch.bfloat16)
+    parameter = torch.nn.Parameter(whole[1:3])  # a view: its storage is longer than itself
+    _pickled(folder, {"a": parameter, "n": torch.ones(2, dtype=torch.int8), "t": whole.T})
+    with Checkpoint(folder) as checkpoint:
+        tensors = checkpoint.tensors
+        assert tensors.shape("a") == (2, 3)
+        assert tensors.numpy("a", (2, 3)).tolist() == [[3, 4, 5], [6, 7, 8]]
+        assert tensors.rows("a", (1, 0), 3).tolist() == [[6, 7, 8], [3, 4, 5]]
+        assert tensors.numpy("t", (3, 4))[0].tolist() == [0, 3, 6, 9]
+        with pytest.raises(UnsupportedError, match=r"'n' is stored as torch\.int8; only BF16"):
+            tensors.numpy("n", (2,))
+        with pytest.raises(CheckpointError, match=r"'a' has shape \[2, 3\]"):
+            tensors.rows("a", (1,), 4)
+    save_file({"s": torch.ones(2)}, folder / "model.safetensors")
+    with Checkpoint(folder) as checkpoint:
+        assert list(checkpoint.tensors) == ["s"]  # safetensors first
+
+
+def test_pickles_in_shards(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number, name in enumerate("ab", start=1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: torch.full((2, 2), float(number))}, folder / file)
+        weight_map[name] = file
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.tensors.numpy("b", (2, 2)).tolist() == [[2, 2], [2, 2]]
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"00002\.bin is missing; download every shard"):
+        Checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": {"a": "../pytorch_model.bin"}}))
+    with pytest.raises(CheckpointError, match="a shard is a plain file name"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_hostile_pickle_runs_nothing(folder: Path, legacy: bool) -> None:
+    mark = folder / "ran"
+    content = {"a": torch.ones(2, 3), "b": Evil(mark)}
+    _pickled(folder, content, _use_new_zipfile_serialization=not legacy)
+    message = (
+        "cannot be mapped"
+        if legacy
+        else r"more than tensors, and is not run \(it names \w+\.system\); use"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(content["b"]))
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin (is a pickle|cannot be mapped)"):
+        Checkpoint(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "must hold a dictionary of tensors, got"),
+        ({"state_dict": {"a": torch.ones(2)}}, "tensors by name, got dict for 'state_dict'"),
+        ({1: torch.ones(2)}, "must hold tensors by name, got Tensor for 1"),
+        ({"a": torch.ones(1).expand(1 << 20, 1 << 10)}, r"'a' of shape \[1048576, 1024\] claims"),
+        ({"a": torch.eye(3).to_sparse()}, r"tensor 'a' is torch\.sparse_coo, which is not read"),
+    ],
+    ids=["list", "nested", "number", "claims", "sparse"],
+)
+def test_pickle_of_something_else(content: object, message: str, folder: Path) -> None:
+    _pickled(folder, content)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder)
+
+
+def test_rows_of_what_is_no_matrix(folder: Path) -> None:
+    save_file({"v": torch.ones(4)}, folder / "model.safetensors")
+    with (
+        Checkpoint(folder) as checkpoint,
+        pytest.raises(CheckpointError, match=r"'v' has shape \[4\], expected rank 2"),
+    ):
+        checkpoint.tensors.rows("v", (0,), 4)
 
 
 def test_checkpoint_missing_or_a_file(folder: Path) -> None:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from prm_edge_runtime import encoding
 from prm_edge_runtime.encoding import Encoded, RecipeEncoder, check_steps, check_text
 from prm_edge_runtime.errors import InputError, InputTypeError, RecipeError
-from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Text, Tokens
+from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Tag, Text, Tokens
 
 CORPUS = ["Solve 2x + 3 = 11 for x.\n\nSubtract 3: 2x = 8.\nSo x = 4.", "12 apples cost $3. " * 3]
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<extra_0>")
@@ -478,3 +478,109 @@ def test_tokenizer_with_added_tokens_twice_is_refused() -> None:
     doubled = f'{raw.rstrip()[:-1]}, "added_tokens": {again}}}'
     with pytest.raises(RecipeError, match=r"tokenizer\.json"):
         RecipeEncoder(doubled.encode(), recipe())
+
+
+# --- sections, trimmed runs, and tags
+
+
+def ids_of(*texts: str) -> list[int]:
+    return [i for text in texts for i in BARE.encode(text, add_special_tokens=False).ids]
+
+
+def laid_out(encode: str, **changes: Any) -> RecipeEncoder:
+    newline = BARE.token_to_id("Ċ")
+    made = recipe(
+        BARE,
+        encode=encode,
+        prompt=(Slot(name="problem"), Text(text=" ")),
+        between=(),
+        step=(Slot(name="step"), Tokens(ids=(newline,), text="\n", read=0)),
+    )
+    return RecipeEncoder(BARE.to_str().encode(), dataclasses.replace(made, **changes))
+
+
+def test_encode_sections_joins_the_prompt_but_not_the_first_step() -> None:
+    encoded = laid_out("sections").encode("So x", ["= 4.", "x"])
+    assert encoded.ids.tolist() == ids_of("So x ", "= 4.", "\n", "x", "\n")
+    joint = laid_out("joint").encode("So x", ["= 4.", "x"])
+    assert joint.ids.tolist() == ids_of("So x = 4.", "\n", "x", "\n")
+    assert joint.ids.tolist() != encoded.ids.tolist()
+
+
+def test_encode_sections_joins_within_each_list() -> None:
+    newline = Tokens(ids=(BARE.token_to_id("Ċ"),), text="\n", read=0)
+    encoder = laid_out(
+        "sections",
+        between=(Text(text="So"), Text(text=" x")),
+        step=(Text(text=" = "), Slot(name="step"), newline, Text(text="apples")),
+    )
+    encoded = encoder.encode("x", ["1", "2"])
+    expected = ids_of("x ", " = 1", "\n", "apples", "So x", " = 2", "\n")
+    assert encoded.ids.tolist() == expected
+
+
+def test_encode_trimmed_strips_each_run_as_a_whole() -> None:
+    step = (Slot(name="step", strip=True), *laid_out("joint").recipe.step[1:])
+    encoder = laid_out("trimmed", step=step)
+    encoded = encoder.encode("  So x ", [" = 4. ", "\tx\n"])
+    assert encoded.ids.tolist() == ids_of("So x  = 4.", "\n", "x", "\n")
+    assert encoder.encode("So", [""]).ids.tolist() == ids_of("So", "\n")
+    assert encoder.encode("", ["x"]).ids.tolist() == ids_of("x", "\n")
+    assert encoder.encode(" ", [" "]).ids.tolist() == ids_of("\n")
+
+
+def test_slot_strip_leaves_inner_whitespace() -> None:
+    step = (Slot(name="step", strip=True), *laid_out("joint").recipe.step[1:])
+    encoded = laid_out("joint", step=step).encode("x ", ["\n a  b \u3000"])
+    assert encoded.ids.tolist() == ids_of("x  a  b", "\n")
+
+
+def tagged(tag: str = " x", **changes: Any) -> RecipeEncoder:
+    index = ids_of(f"y{tag}")[-1]
+    step = (Slot(name="step"), Tag(text=tag, id=changes.pop("id", index)))
+    return laid_out("joint", between=(Text(text="\n"),), step=step, **changes)
+
+
+def test_tag_is_encoded_with_its_neighbours_and_read_there() -> None:
+    encoder = tagged()
+    encoded = encoder.encode("Solve", ["2", "apples"])
+    assert encoded.ids.tolist() == ids_of("Solve 2 x\napples x")
+    tag = encoder.recipe.step[-1].to_dict()["id"]
+    assert encoded.ids[encoded.reads].tolist() == [tag] * 2
+    assert encoder.encode("Solve", []).reads.tolist() == []
+
+
+@pytest.mark.parametrize("steps", [["2 x 3"], ["x", "2"], ["1 x", "2"]])
+def test_tag_that_is_spelled_is_refused(steps: list[str]) -> None:
+    encoder = tagged()
+    tag = encoder.recipe.step[-1].to_dict()["id"]
+    with pytest.raises(InputError, match=rf"the tag ' x' after each step is token {tag}, found"):
+        encoder.encode("Solve", steps)
+
+
+def test_tag_of_another_tokenizer_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"expects ' x' to end as token 7, but this tokenizer"):
+        tagged(id=7)
+
+
+@given(st.text("x \n2=ap.", max_size=8), st.lists(st.text("x \n2=ap.", max_size=6), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_tag_reads_every_step_or_refuses(problem: str, steps: list[str]) -> None:
+    encoder = tagged()
+    try:
+        encoded = encoder.encode(problem, steps)
+    except InputError:
+        return
+    tag = encoder.recipe.step[-1].to_dict()["id"]
+    assert len(encoded.reads) == len(steps)
+    assert [i for i, t in enumerate(encoded.ids) if t == tag] == encoded.reads.tolist()
+
+
+@pytest.mark.parametrize("encode", ["sections", "trimmed"])
+@given(problem=st.text(max_size=12), steps=st.lists(st.text(max_size=12), max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_encode_reads_every_step(encode: str, problem: str, steps: list[str]) -> None:
+    encoded = laid_out(encode).encode(problem, steps)
+    newline = BARE.token_to_id("Ċ")
+    assert len(encoded.reads) == len(steps)
+    assert encoded.ids[encoded.reads].tolist() == [newline] * len(steps)

@@ -65,6 +65,12 @@ MAKERS = {
         checkpoints.trl_qwen2,
         {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
     ),
+    "qwen3": (checkpoints.trl_qwen3, {}),
+    "qwen3-biases": (checkpoints.trl_qwen3, {"attention_bias": True, "num_key_value_heads": 1}),
+    "mistral": (checkpoints.trl_mistral, {}),
+    "mistral-window": (checkpoints.trl_mistral, {"window": 11}),
+    "mistral-narrow-window": (checkpoints.trl_mistral, {"window": 3}),
+    "mistral-window-never-cuts": (checkpoints.trl_mistral, {"window": 4096}),
 }
 
 

@@ -155,12 +155,31 @@ def test_config_sliding_window_is_refused_unless_it_never_cuts(tmp_path: Path) -
     assert read(use_sliding_window=True, sliding_window=512).layers == 2
 
 
+def test_config_mistral_window(tmp_path: Path) -> None:
+    folder = checkpoints.trl_mistral(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+
+    def window(**change: Any) -> int | None:
+        return read_config({**config, **change}).window
+
+    assert window(sliding_window=None) is None
+    assert window(sliding_window=7) == 7
+    assert window(sliding_window=512) is None  # as long as the model's limit: never cuts
+    del config["sliding_window"]
+    assert window(max_position_embeddings=8192) == 4096  # left out: transformers' own default
+    with pytest.raises(CheckpointError, match="sliding_window must be a whole number"):
+        window(sliding_window=0)
+    with pytest.raises(UnsupportedError, match="layer_types is not known of mistral"):
+        window(layer_types=["full_attention"] * 2)
+
+
 def test_config_defaults_are_transformers_own() -> None:
     import transformers
 
     from prm_edge_export.model_config import ARCHITECTURES
 
-    for model_type, name in (("llama", "LlamaConfig"), ("qwen2", "Qwen2Config")):
-        real = getattr(transformers, name)()
-        for key, value in ARCHITECTURES[model_type].defaults.items():
-            assert getattr(real, key) == value, (name, key)
+    assert sorted(ARCHITECTURES) == ["llama", "mistral", "qwen2", "qwen3"]
+    for model_type, architecture in ARCHITECTURES.items():
+        real = getattr(transformers, f"{model_type.capitalize()}Config")()
+        for key, value in architecture.defaults.items():
+            assert getattr(real, key) == value, (model_type, key)

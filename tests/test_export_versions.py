@@ -28,7 +28,12 @@ from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ProofError
 
 CONFIGS = Path(__file__).parent / "goldens" / "configs"
-MAKERS = {"llama": checkpoints.trl_llama, "qwen2": checkpoints.trl_qwen2}
+MAKERS = {
+    "llama": checkpoints.trl_llama,
+    "mistral": checkpoints.trl_mistral,
+    "qwen2": checkpoints.trl_qwen2,
+    "qwen3": checkpoints.trl_qwen3,
+}
 STEPS = ["20 / 12 * 3 = 5", "So the answer is 5."] * 6
 
 
@@ -37,12 +42,13 @@ def _native(kind: str, name: str) -> dict[str, Any]:
     major = checkpoints.TRANSFORMERS_MAJOR
     data = json.loads((CONFIGS / f"{kind}-{name}-transformers-{major}.json").read_text())
     keys = ("rope_parameters",) if major >= 5 else ("rope_theta", "rope_scaling")
-    return {key: data[key] for key in keys}
+    window = {"window": data["sliding_window"]} if kind == "mistral" else {}
+    return {key: data.get(key) for key in keys} | window
 
 
 @pytest.mark.parametrize("saved_by", [4, 5])
 @pytest.mark.parametrize("name", ["theta", "llama3"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", MAKERS)
 def test_export_config_of_either_version(
     kind: str, name: str, saved_by: int, tmp_path: Path
 ) -> None:
@@ -86,6 +92,6 @@ def test_config_keys_are_all_known() -> None:
         *("tie_word_embeddings", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"),
     }
     common = set(transformers.PretrainedConfig().to_dict())
-    for name in ("LlamaConfig", "Qwen2Config"):
+    for name in ("LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"):
         keys = set(getattr(transformers, name)().to_dict()) - common
         assert keys - read - harmless - {"model_type"} == set(), name

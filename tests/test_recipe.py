@@ -23,6 +23,7 @@ from prm_edge_runtime.recipe import (
     Score,
     Slot,
     Split,
+    Tag,
     Text,
     Tokens,
     allowed_aggregates,
@@ -67,7 +68,10 @@ def around(draw: st.DrawFn, middle: tuple[Part, ...]) -> tuple[Part, ...]:
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     ids = draw(IDS)
-    read = Tokens(ids=ids, text=draw(WORDS), read=draw(st.integers(-len(ids), len(ids) - 1)))
+    encode = draw(st.sampled_from(ENCODINGS))
+    read: Part = Tokens(ids=ids, text=draw(WORDS), read=draw(st.integers(-len(ids), len(ids) - 1)))
+    if encode == "joint" and draw(st.booleans()):
+        read = Tag(text=draw(WORDS), id=ids[0])
     kind = draw(st.sampled_from(sorted(SCORE_KINDS)))
     logits = SCORE_KINDS[kind][0] or draw(st.integers(2, 5))
     good, bad = draw(st.permutations(range(logits)))[:2] if logits > 1 else (0, 0)
@@ -81,10 +85,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     return Recipe(
         family=draw(WORDS),
-        encode=draw(st.sampled_from(ENCODINGS)),
+        encode=encode,
         prompt=draw(around((Slot(name="problem"),))),
         between=tuple(draw(st.lists(LITERAL, max_size=2))),
-        step=draw(around((Slot(name="step"), read))),
+        step=draw(around((Slot(name="step", strip=draw(st.booleans())), read))),
         split=Split(separator=draw(WORDS), strip=draw(st.booleans())),
         logits=logits,
         score=score,
@@ -155,7 +159,10 @@ PROBLEM, STEP, READ = {"slot": "problem"}, {"slot": "step"}, {**TOKENS, "read": 
 REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "family type": (_set("family", value=5), r"recipe\.family: must be a string, got an integer"),
     "family empty": (_set("family", value=""), r"recipe\.family: must not be empty"),
-    "encode": (_set("encode", value="both"), "must be one of joint, separate; got 'both'"),
+    "encode": (
+        _set("encode", value="both"),
+        "must be one of joint, sections, separate, trimmed; got",
+    ),
     "meaning": (_set("label_meaning", value="x"), "must be one of local, on_path, until_first"),
     "aggregate unknown": (_set("aggregate", value="max"), "must be one of last, mean, min, prod"),
     "aggregate not allowed": (
@@ -202,6 +209,21 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "read missing": (_set("step", 1, value=TOKENS), "exactly one read position, got 0"),
     "read twice": (_set("step", value=[STEP, READ, READ]), "exactly one read position, got 2"),
     "split type": (_set("split", value="\n"), "split: must be an object, got a string"),
+    "tag empty": (_set("step", 1, value={"tag": "", "id": 5}), "literal text must not be empty"),
+    "tag apart": (
+        _set("step", 1, value={"tag": " x", "id": 5}),
+        "a tag belongs in step, and needs encode 'joint'",
+    ),
+    "tag in the prompt": (
+        _set("prompt", 0, value={"tag": " x", "id": 5}),
+        "a tag belongs in step, and needs encode 'joint'",
+    ),
+    "tag without id": (_set("step", 1, value={"tag": " x"}), "key 'id' is missing"),
+    "tag id": (_set("step", 1, value={"tag": "x", "id": -1}), "id: must be at least 0, got -1"),
+    "slot strip": (
+        _set("step", 0, value={"slot": "step", "strip": "yes"}),
+        "strip: must be a boolean, got a string",
+    ),
     "split empty": (_set("split", "separator", value=""), "separator: must not be empty"),
     "split key": (_set("split", "regex", value="x"), "split: unknown key 'regex'; known keys: sep"),
     "split strip": (_set("split", "strip", value=1), "strip: must be a boolean, got an integer"),

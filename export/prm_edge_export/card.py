@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from prm_edge_runtime.manifest import Manifest
-from prm_edge_runtime.recipe import Recipe, Slot, Text, Tokens
+from prm_edge_runtime.recipe import Part, Recipe, Slot, Tag, Tokens
 
 
 def template_words(recipe: Recipe) -> str:
     """The layout of one record in one line, the read position marked with ``<-- read``."""
 
-    def word(part: Text | Tokens | Slot) -> str:
+    def word(part: Part) -> str:
         if isinstance(part, Slot):
             return "{" + part.name + "}"
         shown = part.text.encode("unicode_escape").decode("ascii")
-        return shown + ("  <-- read" if isinstance(part, Tokens) and part.read is not None else "")
+        read = isinstance(part, Tag) or (isinstance(part, Tokens) and part.read is not None)
+        return shown + ("  <-- read" if read else "")
 
     return "".join(word(part) for part in (*recipe.prompt, *recipe.step))
 

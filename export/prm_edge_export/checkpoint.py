@@ -1,4 +1,4 @@
-"""Open a checkpoint folder without trusting it: JSON and safetensors are read, nothing is run.
+"""Open a checkpoint folder without trusting it: JSON and tensors are read, nothing is run.
 
 In: a folder in Hugging Face form. Out: its ``config.json`` and lazily read tensors.
 """
@@ -20,11 +20,16 @@ from safetensors import SafetensorError, safe_open
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
+from .pickles import open_pickle
+
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+PICKLE: Final = "pytorch_model.bin"
+PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
+EMBEDDING_ENDING: Final = "model.embed_tokens.weight"
 FLOATS: Final = {"F64", "F32", "F16", "BF16"}
 
 
@@ -90,9 +95,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies: ``dtype`` in safetensors' spelling."""
+    """Where one tensor lies, under the name ``stored``: ``dtype`` in safetensors' spelling."""
 
     file: str
+    stored: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -107,13 +113,19 @@ class Tensors:
         self.used: set[str] = set()
         for name, expected in _weight_files(root).items():
             self._open(root, name, expected)
+        self.info = _plain_names(self.info)
 
     def _open(self, root: Path, name: str, expected: set[str] | None) -> None:
         try:
-            handle = self._stack.enter_context(safe_open(root / name, framework="pt"))
+            opened = (
+                open_pickle(root / name)
+                if name.endswith(".bin")
+                else safe_open(root / name, framework="pt")
+            )
+            handle: Any = self._stack.enter_context(opened)
         except FileNotFoundError:
             raise CheckpointError(
-                f"{root / name} is missing; download every shard that {INDEX} names"
+                f"{root / name} is missing; download every shard that the index names"
             ) from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
@@ -123,7 +135,9 @@ class Tensors:
         keys = set(handle.keys())
         if expected is not None and expected - keys:
             missing = ", ".join(sorted(expected - keys)[:3])
-            raise CheckpointError(f"{root / name} lacks tensors that {INDEX} puts there: {missing}")
+            raise CheckpointError(
+                f"{root / name} lacks tensors that the index puts there: {missing}"
+            )
         for key in sorted(keys):
             if key in self.info:
                 raise CheckpointError(
@@ -131,7 +145,7 @@ class Tensors:
                 )
             view = handle.get_slice(key)
             self.info[key] = TensorInfo(
-                file=name, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
+                file=name, stored=key, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
             )
 
     def __contains__(self, name: str) -> bool:
@@ -157,8 +171,21 @@ class Tensors:
                 "was it saved whole?"
             ) from None
 
-    def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Read a tensor as float32.
+    def rows(self, name: str, rows: tuple[int, ...], width: int) -> torch.Tensor:
+        """Read some rows of a matrix as float32. -> (len(rows), width)
+
+        Raises:
+            CheckpointError, UnsupportedError: see :meth:`torch`.
+        """
+        whole = self._info(name).shape
+        if len(whole) != 2:
+            raise CheckpointError(f"tensor {name!r} has shape {list(whole)}, expected rank 2")
+        return self.torch(name, (whole[0], width), rows)
+
+    def torch(
+        self, name: str, shape: tuple[int, ...], rows: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        """Read a tensor of this shape, or only some rows of it, as float32.
 
         Raises:
             CheckpointError: when it is missing, has another shape, or is not finite.
@@ -175,7 +202,13 @@ class Tensors:
                 f"tensor {name!r} has shape {list(info.shape)}, config.json implies {list(shape)}"
             )
         try:
-            tensor: torch.Tensor = self._files[info.file].get_tensor(name).to(torch.float32)
+            file, stored = self._files[info.file], info.stored
+            if rows is None:
+                found = file.get_tensor(stored)
+            else:
+                view = file.get_slice(stored)
+                found = torch.cat([view[row : row + 1] for row in rows])
+            tensor: torch.Tensor = found.to(torch.float32)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"tensor {name!r} cannot be read: {error}") from error
         if not bool(torch.isfinite(tensor).all()):
@@ -196,32 +229,55 @@ class Tensors:
         self._files.clear()
 
 
+def _plain_names(info: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Drop the prefix that a wrapper around a decoder put before the names of its tensors.
+
+    Raises:
+        CheckpointError: when two tensors would get one name.
+    """
+    tables = [name for name in info if name.endswith(EMBEDDING_ENDING)]
+    if len(tables) != 1 or tables[0] == EMBEDDING_ENDING:
+        return info
+    prefix = tables[0].removesuffix(EMBEDDING_ENDING)
+    plain: dict[str, TensorInfo] = {}
+    for name, entry in info.items():
+        short = name.removeprefix(prefix)
+        if short in plain:
+            raise CheckpointError(
+                f"tensors {plain[short].stored!r} and {name!r} are both {short!r} without the "
+                f"prefix {prefix!r}; the checkpoint holds two models"
+            )
+        plain[short] = entry
+    return plain
+
+
 def _weight_files(root: Path) -> dict[str, set[str] | None]:
     """File name -> tensors the index puts there (None when there is no index)."""
-    if (root / INDEX).is_file():
-        weight_map = read_json(root / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{root / INDEX} has no weight_map")
-        files: dict[str, set[str] | None] = {}
-        for tensor, name in weight_map.items():
-            if not isinstance(name, str) or Path(name).name != name or "\\" in name:
-                raise CheckpointError(
-                    f"{root / INDEX} names the shard {name!r}; a shard is a plain file name"
-                )
-            found = files.setdefault(name, set())
-            if found is not None:
-                found.add(str(tensor))
-        return files
-    if (root / SINGLE).is_file():
-        return {SINGLE: None}
+    for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (root / index).is_file():
+            return _indexed_files(root / index, Path(single).suffix)
+        if (root / single).is_file():
+            return {single: None}
     if (root / "adapter_config.json").is_file():
         raise UnsupportedError(
             f"{root} is a LoRA adapter; merge it into its base first (peft: merge_and_unload(), "
             "then save_pretrained())"
         )
-    if any(root.glob("pytorch_model*.bin")):
-        raise UnsupportedError(
-            f"{root} stores its weights as pickles (pytorch_model*.bin), which are not read; "
-            "save it again with save_pretrained(safe_serialization=True)"
-        )
-    raise CheckpointError(f"{root} has no {SINGLE} and no {INDEX}; pass a checkpoint with weights")
+    raise CheckpointError(
+        f"{root} has no {SINGLE}, no {PICKLE} and no index of either; pass a checkpoint with "
+        "weights"
+    )
+
+
+def _indexed_files(index: Path, suffix: str) -> dict[str, set[str] | None]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    files: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise CheckpointError(f"{index} names the shard {name!r}; a shard is a plain file name")
+        if Path(name).suffix != suffix:
+            raise CheckpointError(f"{index} names the shard {name!r}, which is no {suffix} file")
+        files.setdefault(name, set()).add(str(tensor))
+    return dict(files)

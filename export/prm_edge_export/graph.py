@@ -124,15 +124,7 @@ class _Builder:
         """
         gain = self.constant(f"{name}.gain", self.read(tensor, self.config.hidden))
         if not update:
-            normed = self.node(
-                "SimplifiedLayerNormalization",
-                [stream, gain],
-                [name],
-                axis=-1,
-                epsilon=self.config.eps,
-                stash_type=1,
-            )
-            return normed, stream
+            return self._rms_norm(name, stream, gain), stream
         total = f"{name}.sum"
         normed = self.node(
             "SkipSimplifiedLayerNormalization",
@@ -142,6 +134,16 @@ class _Builder:
             epsilon=self.config.eps,
         )
         return normed, total
+
+    def _rms_norm(self, name: str, source: str, gain: str) -> str:
+        return self.node(
+            "SimplifiedLayerNormalization",
+            [source, gain],
+            [name],
+            axis=-1,
+            epsilon=self.config.eps,
+            stash_type=1,
+        )
 
     def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
         # checkpoints store (out, in); MatMul wants (in, out)
@@ -185,6 +187,8 @@ class _Builder:
 
             source -> MatMul(+bias) (B,S,(heads+2G)D) -> GroupQueryAttention -> (B,S,heads*D)
                                      past.key, past.value --^        v--> present.key, present.value
+
+        A window counts the token itself, in the operator as in transformers.
         """
         config = self.config
         q_out, kv_out = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -198,11 +202,13 @@ class _Builder:
                 [self.read(f"{prefix}.{p}_proj.bias", n) for p, n in sizes.items()]
             )
         packed = self._linear(f"{prefix}.qkv_proj", source, weight, bias)
+        split = self._normed_heads(prefix, packed) if config.qk_norm else [packed, "", ""]
         cache = [contract.past_name(index, "key"), contract.past_name(index, "value")]
+        window = {} if config.window is None else {"local_window_size": config.window}
         return self.node(
             "GroupQueryAttention",
             [
-                *(packed, "", ""),
+                *split,
                 *cache,
                 *(contract.LAST_TOKEN.name, contract.TOTAL_TOKENS.name, "cos", "sin"),
             ],
@@ -217,7 +223,38 @@ class _Builder:
             do_rotary=1,
             rotary_interleaved=0,
             scale=config.head_dim**-0.5,
+            **window,
         )
+
+    def _normed_heads(self, prefix: str, packed: str) -> list[str]:
+        """RMS norm over each head of q and k. -> q (B,S,heads*D), k and v (B,S,G*D)
+
+        The operator's own inputs for these gains are not implemented on the CPU. ::
+
+            packed -> Split -+-> q -> (B,S,heads,D) -> norm -> (B,S,heads*D)
+                             +-> k -> (B,S,G,D) -----> norm -> (B,S,G*D)
+                             +-> v
+        """
+        config = self.config
+        counts = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+        widths = np.array([n * config.head_dim for n in counts.values()], dtype=np.int64)
+        sizes = self.constant(f"{prefix}.widths", widths)
+        parts = [f"{prefix}.{part}" for part in counts]
+        self.node("Split", [packed, sizes], parts, axis=-1)
+        for at, part in enumerate("qk"):
+            name = f"{prefix}.{part}_norm"
+            # 0 copies the axis of the input
+            apart = np.array([0, 0, counts[part], config.head_dim], dtype=np.int64)
+            together = np.array([0, 0, widths[at]], dtype=np.int64)
+            heads = self.node(
+                "Reshape", [parts[at], self.constant(f"{name}.apart", apart)], [f"{name}.heads"]
+            )
+            gain = self.constant(f"{name}.gain", self.read(f"{name}.weight", config.head_dim))
+            normed = self._rms_norm(name, heads, gain)
+            parts[at] = self.node(
+                "Reshape", [normed, self.constant(f"{name}.together", together)], [f"{name}.out"]
+            )
+        return parts
 
     def _mlp(self, prefix: str, source: str) -> str:
         """silu(gate) * up, then down; QuickGelu with alpha 1 is silu.
@@ -248,7 +285,7 @@ class _Builder:
         """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
         for index, layer in enumerate(head.layers):
             last = index == len(head.layers) - 1
-            weight = self.read(layer.weight, layer.outputs, layer.inputs)
+            weight = layer.read(self.tensors).numpy()
             inputs = [source, self.constant(f"head.{index}.weight", weight)]
             if layer.bias is not None:
                 bias = self.read(layer.bias, layer.outputs)

@@ -8,28 +8,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from prm_edge_runtime.errors import CheckpointError
 
 from .checkpoint import Tensors
 
 LINEAR: Final = "linear"
 MLP: Final = "mlp"
+VALUE: Final = "value"  # one number, TRL's ValueHead
+ROWS: Final = "rows"  # rows of the vocabulary's output layer
 CLASSIFIER: Final = "classifier"  # an encoder's; the optimum backend alone exports it
+
+OUTPUT: Final = "lm_head.weight"
+EMBEDDING: Final = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One affine layer: tensor names and sizes; ``bias`` is None when the checkpoint has none."""
+    """One affine layer: tensor names and sizes; ``bias`` is None when the checkpoint has none.
+
+    ``rows``: the rows of the weight that are the layer, in this order; None for all of them.
+    """
 
     weight: str
     bias: str | None
     inputs: int
     outputs: int
+    rows: tuple[int, ...] | None = None
+
+    def read(self, tensors: Tensors) -> torch.Tensor:
+        """The weight, float32 (outputs, inputs).
+
+        Raises:
+            CheckpointError: when it is missing, has another shape, or is not finite.
+        """
+        if self.rows is not None:
+            weight: torch.Tensor = tensors.rows(self.weight, self.rows, self.inputs)
+        else:
+            weight = tensors.torch(self.weight, (self.outputs, self.inputs))
+        return weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """``linear``, ``classifier``: one layer. ``mlp``: two layers with ReLU between them."""
+    """``mlp``: two layers with ReLU between them. All others: one layer."""
 
     kind: str
     layers: tuple[Layer, ...]
@@ -46,7 +69,7 @@ def find_head(tensors: Tensors) -> Head | None:
     Raises:
         CheckpointError: when the tensors of a head do not fit each other.
     """
-    names = {name for name in tensors if name.startswith(("score.", "classifier."))}
+    names = {name for name in tensors if name.startswith(("score.", "classifier.", "v_head."))}
     if names == {"classifier.weight", "classifier.bias"}:
         return Head(kind=CLASSIFIER, layers=(_layer(tensors, "classifier"),))
     if names in ({"score.weight"}, {"score.weight", "score.bias"}):
@@ -59,7 +82,40 @@ def find_head(tensors: Tensors) -> Head | None:
                 f"{second.inputs}; the checkpoint is damaged"
             )
         return Head(kind=MLP, layers=(first, second))
+    if names == {"v_head.summary.weight", "v_head.summary.bias"}:
+        value = _layer(tensors, "v_head.summary")
+        if value.outputs != 1:
+            raise CheckpointError(
+                f"v_head.summary.weight gives {value.outputs} values, a value head gives 1"
+            )
+        return Head(kind=VALUE, layers=(value,))
     return None
+
+
+def vocabulary_rows(tensors: Tensors, rows: tuple[int, ...], tied: bool) -> Head:
+    """The head of a language model that answers with one of a few tokens.
+
+    ``tied``: whether config.json says that the output layer is the embedding.
+
+    Raises:
+        CheckpointError: when it has no output layer, two that differ, or lacks a row.
+    """
+    weight = EMBEDDING if tied and OUTPUT not in tensors else OUTPUT
+    shape = tensors.shape(weight)
+    if len(shape) != 2 or not all(0 <= row < shape[0] for row in rows):
+        raise CheckpointError(
+            f"tensor {weight!r} of shape {list(shape)} lacks one of the rows {list(rows)}, which "
+            "the recipe reads; use the tokenizer the model was trained with"
+        )
+    layer = Layer(weight=weight, bias=None, inputs=shape[1], outputs=len(rows), rows=rows)
+    if tied and weight == OUTPUT:
+        embedding = tensors.rows(EMBEDDING, rows, shape[1])
+        if not torch.equal(layer.read(tensors), embedding):
+            raise CheckpointError(
+                f"config.json ties {OUTPUT} to {EMBEDDING}, but the checkpoint has both and they "
+                "differ; correct tie_word_embeddings"
+            )
+    return Head(kind=ROWS, layers=(layer,))
 
 
 def _layer(tensors: Tensors, prefix: str) -> Layer:

@@ -7,7 +7,7 @@ A new Llama-like architecture is one row of :data:`ARCHITECTURES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,14 +20,17 @@ from .rope import Rope, read_rope
 class Architecture:
     """What distinguishes one Llama-like ``model_type`` from another.
 
-    ``qkv_bias`` and ``o_bias``: True, False, or the config key that says. ``defaults``: values
-    of transformers' own config class for keys that a config.json may leave out.
+    ``qkv_bias`` and ``o_bias``: True, False, or the config key that says. ``qk_norm``: an RMS
+    norm over each head of query and key. ``sliding``: how its sliding window is configured, see
+    :data:`_WINDOWS`. ``defaults``: values of transformers' own config class for keys that a
+    config.json may leave out.
     """
 
     qkv_bias: bool | str
     o_bias: bool | str
     mlp_bias: bool | str
-    sliding: bool
+    qk_norm: bool
+    sliding: str
     defaults: Mapping[str, Any]
 
 
@@ -36,17 +39,49 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         qkv_bias="attention_bias",
         o_bias="attention_bias",
         mlp_bias="mlp_bias",
-        sliding=False,
+        qk_norm=False,
+        sliding="never",
         defaults={"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 2048},
     ),
     "qwen2": Architecture(
         qkv_bias=True,
         o_bias=False,
         mlp_bias=False,
-        sliding=True,
+        qk_norm=False,
+        sliding="some layers",
         defaults={"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 32768},
     ),
+    "qwen3": Architecture(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias=False,
+        qk_norm=True,
+        sliding="some layers",
+        defaults={
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
+    "mistral": Architecture(
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        sliding="every layer",
+        defaults={
+            "hidden_act": "silu",
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+        },
+    ),
 }
+# null is a value of its own for these, and not the same as leaving the key out
+NULL_MEANS: Final = frozenset({"head_dim", "num_key_value_heads", "sliding_window"})
 
 HEAD_DIM_MULTIPLE: Final = 16  # GroupQueryAttention with rotary embedding accepts no other
 MAX_SIZE: Final = 1 << 24  # of any one dimension; a hostile config must not allocate terabytes
@@ -54,7 +89,10 @@ MAX_SIZE: Final = 1 << 24  # of any one dimension; a hostile config must not all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A Llama-like decoder: sizes, epsilon, rotary embedding and which biases there are."""
+    """A Llama-like decoder: sizes, epsilon, rotary embedding and which biases there are.
+
+    ``window``: how many tokens each one attends to, itself included; None for all before it.
+    """
 
     model_type: str
     vocab: int
@@ -70,6 +108,8 @@ class DecoderConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
+    qk_norm: bool
+    window: int | None
 
     @property
     def qkv_width(self) -> int:
@@ -92,7 +132,8 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
             "--backend optimum"
         )
     arch = ARCHITECTURES[model_type]
-    values = {**arch.defaults, **{k: v for k, v in config.items() if v is not None}}
+    given = {k: v for k, v in config.items() if v is not None or k in NULL_MEANS}
+    values = {k: v for k, v in {**arch.defaults, **given}.items() if v is not None}
     if values["hidden_act"] != "silu":
         raise UnsupportedError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu'")
     heads = _size(values, "num_attention_heads")
@@ -113,10 +154,10 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         qkv_bias=_bias(arch.qkv_bias, values),
         o_bias=_bias(arch.o_bias, values),
         mlp_bias=_bias(arch.mlp_bias, values),
+        qk_norm=arch.qk_norm,
+        window=_WINDOWS[arch.sliding](values, model_type, max_positions),
     )
     _check(result)
-    if arch.sliding:
-        _refuse_sliding(values, result)
     return result
 
 
@@ -157,13 +198,36 @@ def _check(config: DecoderConfig) -> None:
         )
 
 
-def _refuse_sliding(values: Mapping[str, Any], config: DecoderConfig) -> None:
+def _no_window(values: Mapping[str, Any], model_type: str, max_positions: int) -> None:
+    """Llama has none, whatever its config.json carries."""
+
+
+def _refused_window(values: Mapping[str, Any], model_type: str, max_positions: int) -> None:
     """Refuse a window that would ever cut; a window as long as the model's limit never does."""
     window = values.get("sliding_window") if values.get("use_sliding_window") else None
     kinds = values.get("layer_types") or []
     slides = bool(window) or any(kind != "full_attention" for kind in kinds)
-    if slides and not (isinstance(window, int) and window >= config.max_positions):
+    if slides and not (isinstance(window, int) and window >= max_positions):
         raise UnsupportedError(
             f"sliding-window attention (window {window}, layers {sorted(set(map(str, kinds)))}) "
-            f"is not supported for {config.model_type}; only full attention is"
+            f"is not supported for {model_type}; only full attention is"
         )
+
+
+def _same_window(values: Mapping[str, Any], model_type: str, max_positions: int) -> int | None:
+    """Return the window of every layer, or None when it never cuts."""
+    if values.get("layer_types"):
+        raise UnsupportedError(
+            f"config.json: layer_types is not known of {model_type}, whose layers are all alike"
+        )
+    if "sliding_window" not in values:
+        return None
+    window = _size(values, "sliding_window")
+    return window if window < max_positions else None
+
+
+_WINDOWS: Final[dict[str, Callable[[Mapping[str, Any], str, int], int | None]]] = {
+    "never": _no_window,
+    "some layers": _refused_window,
+    "every layer": _same_window,
+}

@@ -21,9 +21,10 @@ from prm_edge_runtime.errors import (
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
 from .checkpoint import Checkpoint
-from .families import ASK, FAMILIES, Family, Request, good_index
-from .heads import Head, find_head
+from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
+from .heads import ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .refusals import refuse_headless, refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
 from .training_args import TRAINING_ARGS_NAME, read_training_args
@@ -103,20 +104,24 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     notes: dict[str, str | int | float | bool | None] = {}
     if options.notice is not None:
         notes["notice"] = options.notice
-    head = _head(checkpoint, reasons)
-    family = _family(options, head, reasons)
-    files = read_tokenizer(checkpoint.root)
-    backend, decoder = _backend(options, checkpoint, head, reasons)
     model_type = str(checkpoint.config.get("model_type"))
+    files = read_tokenizer(checkpoint.root)
+    refuse_known(checkpoint, files.added)
+    found = find_head(checkpoint.tensors)
+    family = _family(options, checkpoint, found, reasons)
+    tokenizer = auto_tokenizer(files, model_type)
+    head = found or _verdict_rows(checkpoint, family, tokenizer)
+    _describe_head(checkpoint, head, reasons)
+    backend, decoder = _backend(options, checkpoint, head, reasons)
     request = Request(
         files=files,
-        tokenizer=auto_tokenizer(files, model_type),
+        tokenizer=tokenizer,
         separator=_separator(options, checkpoint, family, reasons, notes),
-        good=good_index(checkpoint.config, head.logits, options.good_label),
+        good=good_index(family, checkpoint.config, head.logits, options.good_label),
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
-    reasons.append(f"score: {recipe.score.kind} of {head.logits} logits, {request.good} is good")
+    reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
         raise CheckpointError(
@@ -152,40 +157,76 @@ def _check_choices(options: ExportOptions) -> None:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
 
 
-def _head(checkpoint: Checkpoint, reasons: list[str]) -> Head:
-    head = find_head(checkpoint.tensors)
+def _named(checkpoint: Checkpoint) -> str:
     architectures = checkpoint.config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else "unnamed"
-    if head is None or str(named).endswith("ForSequenceClassification"):
-        hint = (
-            "a sequence classifier scores whole texts, not steps"
-            if "SequenceClassification" in str(named)
-            else "expected score.weight, classifier.weight or score.0/score.2 weights"
-        )
-        raise UnsupportedError(
-            f"architecture {named} has no per-step head that is known: {hint}; see "
-            "`prm-edge export --help` for the families that export"
-        )
-    layers = ", ".join(f"{x.weight} [{x.outputs}, {x.inputs}]" for x in head.layers)
-    reasons.append(f"head: {head.kind} ({layers}), architecture {named}")
-    return head
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else "unnamed"
 
 
-def _family(options: ExportOptions, head: Head, reasons: list[str]) -> Family:
+def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> None:
+    layers = ", ".join(
+        f"{x.weight}{'' if x.rows is None else f' rows {list(x.rows)}'} [{x.outputs}, {x.inputs}]"
+        for x in head.layers
+    )
+    reasons.append(f"head: {head.kind} ({layers}), architecture {_named(checkpoint)}")
+
+
+def _score_line(recipe: Recipe) -> str:
+    good = f", {recipe.score.good} is good" if recipe.logits > 1 else ""
+    return f"score: {recipe.score.kind} of {recipe.logits} logits{good}"
+
+
+def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Head:
+    """The rows of the vocabulary with which a language model answers."""
+    rows = []
+    for word in family.verdicts:
+        ids = encode_plain(tokenizer, word)
+        if len(ids) != 1:
+            raise CheckpointError(
+                f"recipe {family.name!r} needs {word!r} to be one token, this tokenizer encodes it "
+                f"as {ids}; use the tokenizer the model was trained with"
+            )
+        rows += ids
+    tied = checkpoint.config.get("tie_word_embeddings", False) is True
+    return vocabulary_rows(checkpoint.tensors, tuple(rows), tied)
+
+
+def _family(
+    options: ExportOptions, checkpoint: Checkpoint, head: Head | None, reasons: list[str]
+) -> Family:
+    kind = ROWS if head is None else head.kind
     if options.recipe is not None:
         family = FAMILIES[options.recipe]
-        if head.kind not in family.heads:
+        if kind not in family.heads:
             raise CheckpointError(
                 f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "
-                f"checkpoint has {head.kind}; leave --recipe out to have it detected"
+                f"checkpoint has {kind if head else 'none of its own'}; leave --recipe out to "
+                "have it detected"
             )
+        _check_model_type(checkpoint, family)
         reasons.append(f"recipe: {family.name} ({family.title}), as asked")
         return family
-    family = next(f for f in FAMILIES.values() if f.detected and head.kind in f.heads)
-    others = [f.name for f in FAMILIES.values() if head.kind in f.heads and f is not family]
+    if head is None:
+        refuse_headless(_named(checkpoint), [f.name for f in FAMILIES.values() if kind in f.heads])
+    if _named(checkpoint).endswith("ForSequenceClassification"):
+        raise UnsupportedError(
+            f"architecture {_named(checkpoint)} has no per-step head that is known: a sequence "
+            "classifier scores whole texts, not steps"
+        )
+    family = next(f for f in FAMILIES.values() if f.detected and kind in f.heads)
+    _check_model_type(checkpoint, family)
+    others = [f.name for f in FAMILIES.values() if kind in f.heads and f is not family]
     also = f"; for {' or '.join(others)} pass --recipe" if others else ""
     reasons.append(f"recipe: {family.name} ({family.title}), from the head{also}")
     return family
+
+
+def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
+    model_type = checkpoint.config.get("model_type")
+    if family.model_types and model_type not in family.model_types:
+        raise UnsupportedError(
+            f"recipe {family.name!r} is known for model_type {' and '.join(family.model_types)}, "
+            f"this checkpoint has {model_type!r}: another family with a head of the same kind"
+        )
 
 
 def _separator(
@@ -244,9 +285,10 @@ def _backend(
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are
         raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")
-    if backend == OPTIMUM and head.kind == "mlp":
+    if backend == OPTIMUM and head.kind in ("mlp", "rows", "value"):
+        what = "two-layer" if head.kind == "mlp" else head.kind
         raise UnsupportedError(
-            "optimum cannot export a two-layer head: its class is remote code; use --backend native"
+            f"optimum cannot export a {what} head: its class is remote code; use --backend native"
         )
     if backend == OPTIMUM:
         from .optimum_backend import check_supported

@@ -25,12 +25,8 @@ from .rope import inverse_frequencies
 KNOWN_UNUSED: Final = ("lm_head.weight",)
 KNOWN_UNUSED_ENDINGS: Final = (".rotary_emb.inv_freq",)
 
-LOGIT_CLASSES: Final = {
-    "llama": "LlamaForTokenClassification",
-    "qwen2": "Qwen2ForTokenClassification",
-}
-BACKBONES: Final = {"llama": "LlamaModel", "qwen2": "Qwen2Model"}
-CONFIGS: Final = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}
+# model_type -> how transformers' classes for it begin
+CLASSES: Final = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 class Reference:
@@ -79,8 +75,6 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
         ProofError: when the module does not hold what the normalised config says.
         CheckpointError: when tensors are missing or left over.
     """
-    import transformers
-
     if head.kind == LINEAR:
         model = load_classifier(config, head, tensors)
         backbone = model.model
@@ -91,14 +85,11 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
 
     else:
         # The remote class of Qwen2.5-Math-PRM is a Qwen2Model with this head on its last hidden
-        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run.
-        hf_config = getattr(transformers, CONFIGS[config.model_type])(
-            **_config_values(config, head)
-        )
-        backbone = getattr(transformers, BACKBONES[config.model_type])(hf_config).eval()
-        top = _mlp(head).eval()
-        whole = torch.nn.ModuleDict({"model": backbone, "score": top})
-        fill(whole, tensors)
+        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run. So is a language
+        # model, with its output layer, and one with a value head.
+        backbone = _class(config, "Model")(_hf_config(config, head)).eval()
+        top = _top(head, tensors).eval()
+        fill(torch.nn.ModuleDict({"model": backbone}), tensors)
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
@@ -115,21 +106,32 @@ def load_classifier(config: DecoderConfig, head: Head, tensors: Tensors) -> Any:
     Raises:
         CheckpointError: when tensors are missing or have another shape.
     """
-    import transformers
-
-    hf_config = getattr(transformers, CONFIGS[config.model_type])(**_config_values(config, head))
-    model = getattr(transformers, LOGIT_CLASSES[config.model_type])(hf_config).eval()
+    model = _class(config, "ForTokenClassification")(_hf_config(config, head)).eval()
     fill(model, tensors, optional=("score.bias",))
     return model
 
 
-def _mlp(head: Head) -> torch.nn.Sequential:
-    first, second = head.layers
-    return torch.nn.Sequential(
-        torch.nn.Linear(first.inputs, first.outputs),
-        torch.nn.ReLU(),
-        torch.nn.Linear(second.inputs, second.outputs),
-    )
+def _class(config: DecoderConfig, ending: str) -> Any:
+    import transformers
+
+    return getattr(transformers, CLASSES[config.model_type] + ending)
+
+
+def _hf_config(config: DecoderConfig, head: Head) -> Any:
+    return _class(config, "Config")(**_config_values(config, head))
+
+
+def _top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
+    """The head as modules, filled."""
+    modules: list[torch.nn.Module] = []
+    for layer in head.layers:
+        linear = torch.nn.Linear(layer.inputs, layer.outputs, bias=layer.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(layer.read(tensors))
+            if layer.bias is not None:
+                linear.bias.copy_(tensors.torch(layer.bias, (layer.outputs,)))
+        modules += [linear, torch.nn.ReLU()]
+    return torch.nn.Sequential(*modules[:-1])
 
 
 def fill(model: torch.nn.Module, tensors: Tensors, optional: tuple[str, ...] = ()) -> None:
@@ -167,8 +169,12 @@ def _config_values(config: DecoderConfig, head: Head) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if config.model_type in ("llama", "qwen3"):
+        values["attention_bias"] = config.o_bias
     if config.model_type == "llama":
-        values |= {"attention_bias": config.o_bias, "mlp_bias": config.mlp_bias}
+        values["mlp_bias"] = config.mlp_bias
+    elif config.model_type == "mistral":
+        values["sliding_window"] = config.window
     else:
         values["use_sliding_window"] = False
     scaling = {"rope_type": config.rope.kind, **config.rope.parameters}
@@ -193,6 +199,8 @@ def check_same(backbone: Any, config: DecoderConfig) -> None:
         backbone.norm,
         *(n for x in layers for n in (x.input_layernorm, x.post_attention_layernorm)),
     ]
+    head_norms = [getattr(x.self_attn, f"{p}_norm", None) for x in layers for p in "qk"]
+    norms += [norm for norm in head_norms if norm is not None]
     pairs: dict[str, tuple[object, object]] = {
         "layers": (len(layers), config.layers),
         "head size": (first.self_attn.head_dim, config.head_dim),
@@ -207,10 +215,8 @@ def check_same(backbone: Any, config: DecoderConfig) -> None:
             float(first.mlp.act_fn(torch.ones(()))),
             float(torch.sigmoid(torch.ones(()))),
         ),
-        "sliding windows": (
-            {getattr(layer.self_attn, "sliding_window", None) for layer in layers},
-            {None},
-        ),
+        "norms of heads": ({norm is not None for norm in head_norms}, {config.qk_norm}),
+        "sliding windows": (_windows(backbone, layers), {config.window}),
         "rotary factor": (float(backbone.rotary_emb.attention_scaling), float(attention)),
         "rotary frequencies": (
             bool(torch.allclose(backbone.rotary_emb.inv_freq, inverse, rtol=1e-6, atol=0)),
@@ -224,3 +230,10 @@ def check_same(backbone: Any, config: DecoderConfig) -> None:
             f"transformers built another model than config.json describes: {listed}; "
             "please report this with the config.json"
         )
+
+
+def _windows(backbone: Any, layers: list[Any]) -> set[object]:
+    """What each layer's window is: Mistral asks the config, the others each layer."""
+    if backbone.config.model_type == "mistral":
+        return {backbone.config.sliding_window}
+    return {getattr(layer.self_attn, "sliding_window", None) for layer in layers}

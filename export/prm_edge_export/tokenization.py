@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from prm_edge_runtime.encoding import RecipeEncoder
-from prm_edge_runtime.errors import ProofError
+from prm_edge_runtime.errors import InputError, ProofError
 
 from .families import Family
 from .tokenizer_files import TokenizerFiles
@@ -47,7 +47,12 @@ def check_tokenization(
     compared = 0
     for problem, steps in _plain([*PROBES, *records], files):
         expected, reads = family.reference(tokenizer, encoder.recipe, problem, steps)
-        encoded = encoder.encode(problem, steps)
+        try:
+            encoded = encoder.encode(problem, steps)
+        except InputError:
+            if len(reads) == len(steps):
+                raise
+            continue  # transformers too finds no place to read some step
         ours = encoded.ids.tolist()
         if ours != expected or encoded.reads.tolist() != reads:
             at = next(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from prm_edge_runtime.recipe import Part, Recipe, Slot, Text, Tokens
+from prm_edge_runtime.recipe import Part, Recipe, Slot, Tag, Text, Tokens
 
 if TYPE_CHECKING:
     from prm_edge_runtime.manifest import Manifest
@@ -105,11 +105,16 @@ def _part(part: Part) -> str:
         return f"<{part.name.upper()}>"
     if isinstance(part, Text):
         return repr(part.text)
+    if isinstance(part, Tag):
+        return f"{part.text!r} [{part.id}]"
     return f"{part.text!r} {list(part.ids)}"
 
 
 def _read(recipe: Recipe) -> str:
     # every valid recipe has exactly one
+    tag = next((part for part in recipe.step if isinstance(part, Tag)), None)
+    if tag is not None:
+        return f"token {tag.id}, which {tag.text!r} becomes after each step, one score per step"
     part, read = next(
         (part, part.read)
         for part in recipe.step

@@ -23,12 +23,27 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from .errors import InputError, InputTypeError, RecipeError
-from .recipe import Part, Recipe, Slot, Tokens
+from .recipe import Part, Recipe, Slot, Tag, Tokens
 
 # Encoding holds several hundred bytes per character for a moment, and no model reads this much.
 MAX_CHARACTERS: Final = 4_000_000
 
 Run = str | tuple[int, ...]  # text still to be encoded as one string, or ids that stand as they are
+# A part, the text it stands for, and whether it opens a section (prompt, step, what is between).
+Filled = tuple[Part, str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """A record laid out: ``runs``, and where each step is read.
+
+    ``reads``: (index of a run of ids, offset in it). ``tags``: (index of a run of text, character
+    after the tag's last).
+    """
+
+    runs: list[Run]
+    reads: list[tuple[int, int]]
+    tags: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +102,23 @@ class _Pieces:
     joined: tuple[Part, ...]  # the rest of the prompt
     to_read: tuple[Part, ...]  # of a step, up to its read position
     after_read: tuple[Part, ...]  # of a step, from there on
+    incremental: bool
 
     @classmethod
     def of(cls, recipe: Recipe) -> _Pieces:
-        to_read: tuple[Part, ...] = ()
-        after_read: tuple[Part, ...] = ()
         for at, part in enumerate(recipe.step):
             if isinstance(part, Tokens) and part.read is not None:
                 cut = part.read % len(part.ids) + 1
                 to_read = (*recipe.step[:at], Tokens(ids=part.ids[:cut], text=""))
                 rest = (Tokens(ids=part.ids[cut:], text=""),) if part.ids[cut:] else ()
                 after_read = (*rest, *recipe.step[at + 1 :])
+                break
+        else:  # read at a tag: its text may join with any other, so nothing can be cut
+            return cls(
+                opening=(), joined=recipe.prompt, to_read=(), after_read=(), incremental=False
+            )
         cut = len(recipe.prompt)
-        if recipe.encode == "joint" and not isinstance(to_read[0], Tokens):
+        if recipe.encode in ("joint", "trimmed") and not isinstance(to_read[0], Tokens):
             while cut and not isinstance(recipe.prompt[cut - 1], Tokens):
                 cut -= 1
         return cls(
@@ -107,6 +126,7 @@ class _Pieces:
             joined=recipe.prompt[cut:],
             to_read=to_read,
             after_read=after_read,
+            incremental=not any(isinstance(part, Slot) for part in after_read),
         )
 
 
@@ -138,6 +158,9 @@ class RecipeEncoder:
         for part in (*recipe.prompt, *recipe.between, *recipe.step):
             if isinstance(part, Tokens):
                 self._check_spelling(part)
+        self._tag = next((part for part in recipe.step if isinstance(part, Tag)), None)
+        if self._tag is not None:
+            self._check_tag(self._tag)
         self._pieces = _Pieces.of(recipe)
 
     def _reserved(self, added: list[dict[str, Any]]) -> set[int]:
@@ -165,6 +188,15 @@ class RecipeEncoder:
                 f"tokenizer encodes it as {list(ids)}; use the tokenizer the model was trained with"
             )
 
+    def _check_tag(self, tag: Tag) -> None:
+        # after a word, as in a record: some tokenizers put a blank before the first
+        ids = self._ids([f"x{tag.text}"])[0]
+        if ids[-1:] != [tag.id] or ids.count(tag.id) != 1:
+            raise RecipeError(
+                f"the recipe expects {tag.text!r} to end as token {tag.id}, but this tokenizer "
+                f"encodes it as {ids[-3:]}; use the tokenizer the model was trained with"
+            )
+
     def spell(self, text: str) -> tuple[int, ...]:
         """Encode template text, in which added tokens do count."""
         if not self._added:
@@ -177,9 +209,12 @@ class RecipeEncoder:
             ids.extend([by_content[piece]] if piece in by_content else self._ids([piece])[0])
         return tuple(ids)
 
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        encodings: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in self._encodings(texts)]
 
     def encode(self, problem: str, steps: Sequence[str]) -> Encoded:
         """Encode one record. ``steps`` may be empty; an empty step is a step.
@@ -191,11 +226,12 @@ class RecipeEncoder:
         """
         problem, steps = check_text(problem, "problem"), check_steps(steps)
         _check_size(len(problem) + sum(map(len, steps)))
-        runs, reads_at = self._runs(self._filled(problem, steps))
-        pieces = self._encode_runs(runs)
+        layout = self._layout(self._filled(problem, steps))
+        pieces, encodings = self._encode_runs(layout.runs)
         starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
         ids = np.array([i for piece in pieces for i in piece], dtype=np.int64)
-        reads = np.array([starts[run] + offset for run, offset in reads_at], dtype=np.int64)
+        found = [*layout.reads, *self._tag_reads(layout, encodings)]
+        reads = np.array([starts[run] + offset for run, offset in found], dtype=np.int64)
         if len(reads) != len(steps):
             raise RecipeError(f"{len(reads)} read positions for {len(steps)} steps")
         end = int(reads[-1]) + 1 if len(reads) else len(ids)
@@ -204,7 +240,7 @@ class RecipeEncoder:
     @property
     def incremental(self) -> bool:
         """Whether :meth:`encode_step` can encode a step without knowing the one before it."""
-        return not any(isinstance(part, Slot) for part in self._pieces.after_read)
+        return self._pieces.incremental
 
     def encode_prompt(self, problem: str) -> NDArray[np.int64]:
         """Encode what stands before the first step and does not depend on it. -> (T,)
@@ -217,7 +253,7 @@ class RecipeEncoder:
         """
         problem = check_text(problem, "problem")
         _check_size(len(problem))
-        return self._encode_parts((part, _fill(part, problem)) for part in self._pieces.opening)
+        return self._encode_parts(_section(self._pieces.opening, problem))
 
     def encode_step(self, step: str, *, problem: str | None = None) -> NDArray[np.int64]:
         """Encode what follows the read position of the step before, up to this step's. -> (T,)
@@ -236,30 +272,49 @@ class RecipeEncoder:
                 "encoded without the one before; encode the whole record"
             )
         step = check_text(step, "step")
-        before = self._pieces.after_read + self.recipe.between
-        if problem is not None:
-            problem = check_text(problem, "problem")
-            before = self._pieces.joined
+        if problem is None:
+            before = [*_rest(self._pieces.after_read, ""), *_section(self.recipe.between, "")]
+        else:
+            before = [*_rest(self._pieces.joined, check_text(problem, "problem"))]
         _check_size(len(step) + len(problem or ""))
-        filled = [(part, _fill(part, problem or "")) for part in before]
-        filled += [(part, _fill(part, step)) for part in self._pieces.to_read]
-        return self._encode_parts(filled)
+        return self._encode_parts([*before, *_section(self._pieces.to_read, step)])
 
-    def _encode_parts(self, filled: Iterable[tuple[Part, str]]) -> NDArray[np.int64]:
-        runs, _ = self._runs(filled)
-        return np.array([i for piece in self._encode_runs(runs) for i in piece], dtype=np.int64)
+    def _encode_parts(self, filled: Iterable[Filled]) -> NDArray[np.int64]:
+        pieces, _ = self._encode_runs(self._layout(filled).runs)
+        return np.array([i for piece in pieces for i in piece], dtype=np.int64)
 
-    def _encode_runs(self, runs: list[Run]) -> list[Sequence[int]]:
-        encoded = iter(self._ids([run for run in runs if isinstance(run, str)]))
+    def _encode_runs(self, runs: list[Run]) -> tuple[list[Sequence[int]], dict[int, Any]]:
+        """Ids of every run, and the encodings of those that are text, by their index."""
+        at = [index for index, run in enumerate(runs) if isinstance(run, str)]
+        texts = self._encodings([run for run in runs if isinstance(run, str)])
+        encodings = dict(zip(at, texts, strict=True))
         pieces: list[Sequence[int]] = [
-            next(encoded) if isinstance(run, str) else run for run in runs
+            run if isinstance(run, tuple) else encodings[index].ids
+            for index, run in enumerate(runs)
         ]
-        text_ids = np.array(
-            [i for run, ids in zip(runs, pieces, strict=True) if isinstance(run, str) for i in ids],
-            dtype=np.int64,
-        )
-        self._refuse_added(text_ids)
-        return pieces
+        self._refuse_added(np.array([i for index in at for i in pieces[index]], dtype=np.int64))
+        return pieces, encodings
+
+    def _tag_reads(self, layout: _Layout, encodings: dict[int, Any]) -> list[tuple[int, int]]:
+        """Where each tag's token is: (index of its run, offset in it).
+
+        Raises:
+            InputError: when a tag became another token, or the text holds one of its own.
+        """
+        if self._tag is None:
+            return []
+        found: list[tuple[int, int]] = []
+        for run, encoding in encodings.items():
+            ends = {end for at, end in layout.tags if at == run}
+            hits = [k for k, token in enumerate(encoding.ids) if token == self._tag.id]
+            if len(hits) != len(ends) or any(encoding.offsets[k][1] not in ends for k in hits):
+                raise InputError(
+                    f"the tag {self._tag.text!r} after each step is token {self._tag.id}, found "
+                    f"{len(hits)} times where {len(ends)} belong: a step is empty, merges with its "
+                    "tag or spells one; change or leave out that step"
+                )
+            found += [(run, k) for k in hits]
+        return found
 
     def _refuse_added(self, text_ids: NDArray[np.int64]) -> None:
         if len(self._forbidden) and np.isin(text_ids, self._forbidden).any():
@@ -270,30 +325,34 @@ class RecipeEncoder:
                 "take it out of the problem or the step"
             )
 
-    def _runs(self, filled: Iterable[tuple[Part, str]]) -> tuple[list[Run], list[tuple[int, int]]]:
-        """Lay parts out: runs, and for each read position (index of its run, offset in it)."""
-        runs: list[Run] = []
-        reads: list[tuple[int, int]] = []
-        joint = self.recipe.encode == "joint"
-        for part, text in filled:
+    def _layout(self, filled: Iterable[Filled]) -> _Layout:
+        layout = _Layout(runs=[], reads=[], tags=[])
+        joined = self.recipe.encode != "separate"
+        for part, text, opens in filled:
             if isinstance(part, Tokens):
-                runs.append(part.ids)
+                layout.runs.append(part.ids)
                 if part.read is not None:
-                    reads.append((len(runs) - 1, part.read % len(part.ids)))
-            elif joint and runs and isinstance(runs[-1], str):
-                runs[-1] += text
+                    layout.reads.append((len(layout.runs) - 1, part.read % len(part.ids)))
+                continue
+            last = layout.runs[-1] if layout.runs else None
+            cut = opens and self.recipe.encode == "sections"
+            if joined and isinstance(last, str) and not cut:
+                layout.runs[-1] = last + text
             else:
-                runs.append(text)
-        return runs, reads
+                layout.runs.append(text)
+            if isinstance(part, Tag):
+                layout.tags.append((len(layout.runs) - 1, len(layout.runs[-1])))
+        if self.recipe.encode == "trimmed":
+            stripped = [run.strip() if isinstance(run, str) else run for run in layout.runs]
+            return _Layout(runs=stripped, reads=layout.reads, tags=layout.tags)
+        return layout
 
-    def _filled(self, problem: str, steps: list[str]) -> Iterator[tuple[Part, str]]:
-        for part in self.recipe.prompt:
-            yield part, _fill(part, problem)
+    def _filled(self, problem: str, steps: list[str]) -> Iterator[Filled]:
+        yield from _section(self.recipe.prompt, problem)
         for index, step in enumerate(steps):
-            for part in self.recipe.between if index else ():
-                yield part, _fill(part, "")
-            for part in self.recipe.step:
-                yield part, _fill(part, step)
+            if index:
+                yield from _section(self.recipe.between, "")
+            yield from _section(self.recipe.step, step)
 
     def split(self, response: str) -> list[str]:
         """Cut a raw response into steps by the recipe's own rule.
@@ -335,7 +394,17 @@ def _without_added(text: str) -> tuple[list[dict[str, Any]], str]:
     return list(added), json.dumps({**data, "added_tokens": []}, ensure_ascii=False)
 
 
+def _section(parts: Sequence[Part], slot: str) -> Iterator[Filled]:
+    for position, part in enumerate(parts):
+        yield part, _fill(part, slot), position == 0
+
+
+def _rest(parts: Sequence[Part], slot: str) -> Iterator[Filled]:
+    for part in parts:
+        yield part, _fill(part, slot), False
+
+
 def _fill(part: Part, slot: str) -> str:
     if isinstance(part, Slot):
-        return slot
+        return slot.strip() if part.strip else slot
     return part.text

@@ -5,8 +5,8 @@ score besides the weights is in it. The text of one record is laid out as ::
 
     prompt  step_1  between step_2  between step_3  ...
 
-where ``prompt``, ``between`` and ``step`` are lists of parts: literal text, token ids, or a slot
-that the problem or the step fills. Exactly one part of ``step`` says where the score is read.
+where ``prompt``, ``between`` and ``step`` are lists of parts: literal text, token ids, a tag, or a
+slot that the problem or the step fills. Exactly one part of ``step`` says where the score is read.
 Imports nothing but the standard library and this package's own modules.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 from .errors import RecipeError
 from .strict import Fields, Problems
 
-ENCODINGS: Final = ("joint", "separate")
+ENCODINGS: Final = ("joint", "sections", "separate", "trimmed")
 SLOTS: Final = ("problem", "step")
 LABEL_MEANINGS: Final = ("local", "on_path", "until_first_error")
 
@@ -73,15 +73,33 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """The place of the problem or of one step. Its text never yields an added token."""
+    """The place of the problem or of one step. Its text never yields an added token.
+
+    ``strip`` removes whitespace at both ends of what fills it.
+    """
 
     name: str
+    strip: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {"slot": self.name}
+        return {"slot": self.name, **({"strip": True} if self.strip else {})}
 
 
-Part = Text | Tokens | Slot
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    """Literal text, encoded as one string with its neighbours, whose last token must be ``id``.
+
+    The score is read there. A record in which a tag becomes anything else is refused.
+    """
+
+    text: str
+    id: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tag": self.text, "id": self.id}
+
+
+Part = Text | Tokens | Slot | Tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +146,11 @@ class Score:
 class Recipe:
     """One family's scoring recipe; see the module docstring for the layout.
 
-    ``encode``: ``separate`` encodes every part on its own, ``joint`` encodes neighbouring text
-    and slots as one string (token parts always cut). ``logits``: C, how many numbers the head
-    returns at a read position. ``aggregate``: the family's own way to one number per solution.
+    ``encode``: ``separate`` encodes every part on its own, ``joint`` encodes neighbouring text,
+    tags and slots as one string (token parts always cut), ``sections`` does so within the prompt
+    and within each step and what is between, ``trimmed`` is ``joint`` without the whitespace at
+    the ends of each such string, as chat templates that trim. ``logits``: C, how many numbers the
+    head returns at a read position. ``aggregate``: the family's own way to one number per solution.
     """
 
     family: str
@@ -203,9 +223,11 @@ def _part(data: object, where: str, problems: Problems) -> Part:
         ids = fields.list_of("tokens", int, "integers")
         part = Tokens(ids=ids, text=fields.text("spelled"), read=read)
     elif fields.has("slot"):
-        part = Slot(name=fields.choice("slot", SLOTS))
+        part = Slot(name=fields.choice("slot", SLOTS), strip=fields.boolean("strip", False))
+    elif fields.has("tag"):
+        part = Tag(text=fields.text("tag"), id=fields.integer("id", minimum=0))
     else:
-        problems.add(where, "must have one of the keys text, tokens, slot")
+        problems.add(where, "must have one of the keys text, tokens, slot, tag")
         return Text(text="?")
     fields.finish()
     return part
@@ -258,17 +280,23 @@ def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
         parts: tuple[Part, ...] = getattr(recipe, key)
         for index, part in enumerate(parts):
             at = f"{where}.{key}[{index}]"
-            if isinstance(part, Text) and not part.text:
+            if isinstance(part, Text | Tag) and not part.text:
                 problems.add(at, "literal text must not be empty")
-            if isinstance(part, Text | Tokens) and not _is_unicode(part.text):
+            if isinstance(part, Text | Tokens | Tag) and not _is_unicode(part.text):
                 problems.add(at, "text must not hold a lone surrogate")
+            if isinstance(part, Tag) and (key != "step" or recipe.encode != "joint"):
+                problems.add(at, "a tag belongs in step, and needs encode 'joint'")
             if isinstance(part, Tokens):
                 _validate_tokens(part, key, at, problems)
         slots = [part.name for part in parts if isinstance(part, Slot)]
         expected = {"prompt": ["problem"], "between": [], "step": ["step"]}[key]
         if slots != expected:
             problems.add(f"{where}.{key}", f"must have the slots {expected}, got {slots}")
-    reads = [p for p in recipe.step if isinstance(p, Tokens) and p.read is not None]
+    reads = [
+        part
+        for part in recipe.step
+        if isinstance(part, Tag) or (isinstance(part, Tokens) and part.read is not None)
+    ]
     if len(reads) != 1:
         problems.add(f"{where}.step", f"must have exactly one read position, got {len(reads)}")
 

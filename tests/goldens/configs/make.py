@@ -32,9 +32,11 @@ def main() -> None:
             changes = {"rope_parameters": {"rope_theta": theta, **(scaling or default)}}
         else:
             changes = {"rope_theta": theta, "rope_scaling": scaling}
-        for kind, maker in (("llama", checkpoints.trl_llama), ("qwen2", checkpoints.trl_qwen2)):
+        for kind in ("llama", "mistral", "qwen2", "qwen3"):
+            maker = getattr(checkpoints, f"trl_{kind}")
+            window = {"window": 24} if kind == "mistral" else {}
             with tempfile.TemporaryDirectory() as folder:
-                checkpoint = maker(Path(folder) / "tiny", **changes)
+                checkpoint = maker(Path(folder) / "tiny", **changes, **window)
                 out = HERE / f"{kind}-{name}-transformers-{checkpoints.TRANSFORMERS_MAJOR}.json"
                 shutil.copyfile(checkpoint / "config.json", out)
 

@@ -1,0 +1,120 @@
+"""What a family of PRMs is made of, and which of its labels is the good one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prm_edge_runtime.errors import CheckpointError, UnsupportedError
+from prm_edge_runtime.recipe import Recipe, validate
+
+from ..tokenizer_files import TokenizerFiles
+
+ASK: Final = "ask"
+
+GOOD_WORDS: Final = frozenset(
+    ["+", "1", "accept", "correct", "good", "label_1", "positive", "right", "true", "valid"]
+)
+BAD_WORDS: Final = frozenset(
+    ["-", "0", "bad", "error", "false", "incorrect", "invalid", "label_0", "negative", "wrong"]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a recipe is built from: the tokenizer, and what was asked for or found out."""
+
+    files: TokenizerFiles
+    tokenizer: Any  # transformers' tokenizer, the reference
+    separator: str | None
+    good: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One row: the ``heads`` it may have, its separator, and its two functions.
+
+    ``detected``: recognised by its head; the others are named with ``--recipe``. ``model_types``:
+    the only ones it is published for, empty for any. ``good``: the logit of a good step, None when
+    the checkpoint's label names say. ``verdicts``: the words whose rows of the vocabulary are the
+    head. ``separator``: None when the family has none, :data:`ASK` when every checkpoint may have
+    its own, else the published one. ``reference`` encodes with transformers alone, as the family
+    was trained: (tokenizer, recipe, problem, steps) -> (ids, read positions).
+    """
+
+    name: str
+    title: str
+    heads: tuple[str, ...]
+    detected: bool
+    separator: str | None
+    build: Callable[[Request], Recipe]
+    reference: Callable[[Any, Recipe, str, Sequence[str]], tuple[list[int], list[int]]]
+    model_types: tuple[str, ...] = ()
+    good: int | None = None
+    verdicts: tuple[str, ...] = ()
+
+
+def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: int | None) -> int:
+    """Which logit means a good step: the family's, else 1 unless label names say otherwise.
+
+    Raises:
+        CheckpointError: when the label names are not what PRMTrainer writes and nobody said.
+    """
+    if family.good is not None:
+        if asked is not None:
+            raise CheckpointError(
+                f"recipe {family.name!r} says itself which number is the good one; leave "
+                "--good-label out"
+            )
+        return family.good
+    if labels != 2:
+        raise UnsupportedError(f"the head has {labels} labels; this recipe needs 2: bad and good")
+    if asked is not None:
+        if asked not in (0, 1):
+            raise CheckpointError(f"--good-label must be 0 or 1, got {asked}")
+        return asked
+    names = _label_names(config)
+    if not names:
+        return 1
+    good = {index for index, name in names.items() if name in GOOD_WORDS}
+    bad = {index for index, name in names.items() if name in BAD_WORDS}
+    if good <= {1} and bad <= {0} and (good or bad):
+        return 1
+    raise CheckpointError(
+        f"config.json names the labels {dict(sorted(names.items()))}, which does not say plainly "
+        "that 1 is the good one; pass --good-label 0 or --good-label 1"
+    )
+
+
+def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
+    """Label names by index from id2label and label2id; both, so that they must agree."""
+    names: dict[int, str] = {}
+    pairs: list[tuple[object, object]] = []
+    for key, flip in (("id2label", False), ("label2id", True)):
+        mapping = config.get(key)
+        if isinstance(mapping, dict):
+            pairs.extend((v, k) if flip else (k, v) for k, v in mapping.items())
+    for index, name in pairs:
+        try:
+            number = int(str(index))
+        except ValueError:
+            raise CheckpointError(f"config.json: label {name!r} has the index {index!r}") from None
+        text = str(name).strip().lower()
+        if names.setdefault(number, text) != text:
+            raise CheckpointError(
+                f"config.json: id2label and label2id disagree on label {number} "
+                f"({names[number]!r} and {text!r}); pass --good-label 0 or --good-label 1"
+            )
+    return names
+
+
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """Encode text alone, without special tokens around it."""
+    return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """Return the recipe, once it is known to be sane."""
+    validate(recipe)
+    return recipe

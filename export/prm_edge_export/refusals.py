@@ -1,0 +1,104 @@
+"""Reward models that are understood and not exported, each refused by name with the reason.
+
+Recognised by config.json and by the names of tensors and added tokens, never by a file's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from prm_edge_runtime.errors import UnsupportedError
+
+from .checkpoint import Checkpoint
+
+# the checkpoint, and the added tokens of its tokenizer
+Shows = Callable[[Checkpoint, Mapping[str, int]], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """One kind: what it is called, how it shows, and why it is not exported."""
+
+    name: str
+    shows: Shows
+    reason: str
+
+
+def _sees(checkpoint: Checkpoint, added: Mapping[str, int]) -> bool:
+    config = checkpoint.config
+    kind = str(config.get("model_type", ""))
+    return "vision_config" in config or kind.startswith("internvl") or kind.endswith("_vl")
+
+
+def _adds(*tokens: str) -> Shows:
+    return lambda checkpoint, added: set(tokens) <= added.keys()
+
+
+def _holds(prefix: str) -> Shows:
+    return lambda checkpoint, added: any(name.startswith(prefix) for name in checkpoint.tensors)
+
+
+REFUSALS: Final = (
+    Refusal(
+        name="a vision model (such as VisualPRM)",
+        shows=_sees,
+        reason="its steps are judged from images, and a package scores text alone",
+    ),
+    Refusal(
+        name="a two-pass PRM (PathFinder-PRM)",
+        shows=_adds("<+>", "<->", "<extra>"),
+        reason="its second pass depends on verdicts of the first, two runs for each step, and a "
+        "package is scored in one run",
+    ),
+    Refusal(
+        name="an ensemble PRM (ActPRM)",
+        shows=_holds("score.model.nn"),
+        reason="its score is a mean over several heads, which no recipe expresses yet",
+    ),
+    Refusal(
+        name="a ReasonEval model",
+        shows=_holds("score_head."),
+        reason="it scores validity and redundancy from three classes, which no recipe expresses "
+        "yet",
+    ),
+)
+
+
+def refuse_known(checkpoint: Checkpoint, added: Mapping[str, int]) -> None:
+    """Refuse what is known not to be exportable.
+
+    Raises:
+        UnsupportedError: naming the kind of model and the reason.
+    """
+    for refusal in REFUSALS:
+        if refusal.shows(checkpoint, added):
+            raise UnsupportedError(
+                f"{checkpoint.root} is {refusal.name}, which is not exported: {refusal.reason}"
+            )
+
+
+def refuse_headless(architecture: str, recipes: list[str]) -> NoReturn:
+    """Refuse a checkpoint without a head that was not named by ``--recipe``.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    if architecture.endswith("ForCausalLM"):
+        raise UnsupportedError(
+            f"architecture {architecture} is a language model and has no per-step head of its own: "
+            f"if it is one of the PRMs that answer with a token, pass --recipe "
+            f"{' or '.join(recipes)}; generative PRMs (ThinkPRM, GenPRM, R-PRM) write their "
+            "verdict as text, implicit ones (EurusPRM) need a second model, and Universal-PRM one "
+            "pass for each step's prefix: none of these is exported"
+        )
+    hint = (
+        "a sequence classifier scores whole texts, not steps"
+        if "SequenceClassification" in architecture
+        else "expected score.weight, classifier.weight, score.0/score.2 or v_head.summary weights"
+    )
+    raise UnsupportedError(
+        f"architecture {architecture} has no per-step head that is known: {hint}; see "
+        "`prm-edge export --help` for the families that export"
+    )
