@@ -38,6 +38,23 @@ RECIPES: dict[str, dict[str, Any]] = {
         "between": (Text(text=" right? Next: "),),
     },
     "no-prompt-tokens": {"encode": "joint", "prompt": (PROBLEM,)},
+    "sections": {
+        "encode": "sections",
+        "prompt": (BOS, PROBLEM, Text(text="\n")),
+        "between": (Text(text=" so "), Text(text="x")),
+        "step": (Text(text=" = "), STEP, NEWLINE, Text(text=" apples")),
+    },
+    # forced verdicts: the problem shares a turn with the first step, and every turn is trimmed
+    "trimmed": {
+        "encode": "trimmed",
+        "prompt": (BOS, Text(text="\n"), PROBLEM, Text(text=" ")),
+        "between": (BOS, Text(text=" ")),
+        "step": (
+            Slot(name="step", strip=True),
+            Tokens(ids=(0, 200, 0), text="<|begin|>\n<|begin|>", read=1),
+            Text(text=" + "),
+        ),
+    },
 }
 # the score is read before the text of the step, so a step needs the text of the one before
 LATE: dict[str, Any] = {"step": (NEWLINE, STEP)}

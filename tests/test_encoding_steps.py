@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from session_scorers import LATE, RECIPES, recipe_of
+from session_scorers import LATE, RECIPES, make, recipe_of
+from tokenizers import Tokenizer
 
 from prm_edge_runtime import encoding
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import InputError, InputTypeError, RecipeError
 from prm_edge_runtime.manifest import TOKENIZER_NAME
+from prm_edge_runtime.recipe import Slot, Tag
 
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
@@ -51,6 +53,23 @@ def test_encode_step_where_a_step_needs_the_one_before(tiny_package: Path) -> No
     assert not encoder.incremental
     with pytest.raises(RecipeError, match="cannot be encoded without the one before"):
         encoder.encode_step("x")
+
+
+def test_encode_step_where_the_tag_joins_its_neighbours(tiny_package: Path) -> None:
+    raw = (tiny_package / TOKENIZER_NAME).read_bytes()
+    semicolon = Tokenizer.from_str(raw.decode()).token_to_id(";")
+    step = (Slot(name="step"), Tag(text=";", id=semicolon))
+    encoder = RecipeEncoder(raw, recipe_of(tiny_package, {"encode": "joint", "step": step}))
+    assert not encoder.incremental
+    with pytest.raises(RecipeError, match="cannot be encoded without the one before"):
+        encoder.encode_step("x")
+    with make(tiny_package, {"encode": "joint", "step": step}) as scorer:
+        session = scorer.session("p")
+        assert not session.incremental
+        scores = [session.add("2x = 8"), session.add("x = 4")]
+        assert tuple(scores) == session.scores == scorer.score("p", ["2x = 8", "x = 4"]).scores
+        first = scorer.rank("p", [["2x = 8", "x = 4"], ["2x = 8", "x = 5"]]).candidates[0]
+        assert first.scores == session.scores
 
 
 def test_encode_pieces_of_another_kind(

@@ -268,8 +268,8 @@ class RecipeEncoder:
         """
         if not self.incremental:
             raise RecipeError(
-                "this recipe reads a score before the text of its step, so that a step cannot be "
-                "encoded without the one before; encode the whole record"
+                "a step of this recipe cannot be encoded without the one before, since its text "
+                "joins the next one's or its score is read first; encode the whole record"
             )
         step = check_text(step, "step")
         if problem is None:
