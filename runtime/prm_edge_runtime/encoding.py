@@ -24,6 +24,7 @@ from tokenizers.models import BPE
 
 from .errors import InputError, InputTypeError, RecipeError
 from .recipe import Part, Recipe, Slot, Tag, Tokens
+from .tokenizer_json import without_added
 
 # Encoding holds several hundred bytes per character for a moment, and no model reads this much.
 MAX_CHARACTERS: Final = 4_000_000
@@ -142,7 +143,7 @@ class RecipeEncoder:
         """
         self.recipe = recipe
         try:
-            added, rest = _without_added(tokenizer_json.decode("utf-8"))
+            added, rest = without_added(tokenizer_json.decode("utf-8"))
             self._added = {int(t["id"]): str(t["content"]) for t in added}
             self._tokenizer = Tokenizer.from_str(rest)
             # A tokenizer.json may ask for truncation or padding: both would be silently wrong here.
@@ -373,25 +374,6 @@ def _check_size(characters: int) -> None:
             f"the problem and its steps have {characters} characters together, more than the "
             f"{MAX_CHARACTERS} that are encoded at once; is this one solution?"
         )
-
-
-# What tokenizers writes before the added tokens. Any other file is decoded whole, which is slower.
-_HEAD: Final = re.compile(
-    r'\s*\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?("truncation"\s*:\s*null\s*,\s*)?'
-    r'("padding"\s*:\s*null\s*,\s*)?"added_tokens"\s*:\s*'
-)
-
-
-def _without_added(text: str) -> tuple[list[dict[str, Any]], str]:
-    """The added tokens of a tokenizer.json, and the same file without them."""
-    head = _HEAD.match(text)
-    if head:
-        # megabytes of vocabulary follow, which only tokenizers needs to decode
-        added, end = json.JSONDecoder().raw_decode(text, head.end())
-        return list(added), f"{text[: head.end()]}[]{text[end:]}"
-    data = json.loads(text)
-    added = data.get("added_tokens", [])
-    return list(added), json.dumps({**data, "added_tokens": []}, ensure_ascii=False)
 
 
 def _section(parts: Sequence[Part], slot: str) -> Iterator[Filled]:
