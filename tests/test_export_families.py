@@ -364,3 +364,10 @@ def test_preview_marks_a_tag(tmp_path: Path) -> None:
     lines = preview(ExportOptions(checkpoint=checkpoint, recipe="math-shepherd"))
     assert sum(line.endswith("<-- read") for line in lines) >= 2
     assert any("head: rows (lm_head.weight rows [" in line for line in lines)
+
+
+def test_help_names_every_family() -> None:
+    said = (Path(__file__).parent / "goldens" / "help" / "export.txt").read_text()
+    # rlhflow-deepseek may be wrapped at its hyphen
+    words = "".join(said.split())
+    assert [name for name in FAMILIES if name not in words] == []
