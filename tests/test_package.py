@@ -489,12 +489,8 @@ def test_choose_variant_takes_the_one_named() -> None:
     assert choose_variant(manifest, device="cpu", name="cpu-fp32") == tiny_variant("cpu-fp32")
 
 
-def test_choose_variant_names_the_export_command() -> None:
-    with pytest.raises(
-        VariantError,
-        match=r"no variant for cuda, only cpu-int8: add one with prm-edge export CHECKPOINT PKG "
-        r"--add --target cuda",
-    ):
+def test_choose_variant_says_what_there_is() -> None:
+    with pytest.raises(VariantError, match=r"no variant for cuda, only cpu-int8, .*device='cpu'"):
         choose_variant(tiny_manifest(("cpu-int8",)), device="cuda", name=None)
 
 

@@ -159,8 +159,8 @@ def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Vari
     if not fitting:
         names = ", ".join(variant.name for variant in manifest.variants)
         raise VariantError(
-            f"package {manifest.name!r} has no variant for {device}, only {names}: add one with "
-            f"prm-edge export CHECKPOINT PKG --add --target {device}, or pass another device"
+            f"package {manifest.name!r} has no variant for {device}, only {names}, and this "
+            "version exports for the CPU alone: pass device='cpu', or a package that has one"
         )
     order = PREFERRED[device]
     return min(fitting, key=lambda variant: order.index(variant.precision))
