@@ -43,3 +43,36 @@ class Graph:
         logits, *present = self.session.run(names, feeds)
         cache = {contract.past_name(*at): v for at, v in zip(self.parts, present, strict=True)}
         return logits, cache
+
+
+IDS = np.random.default_rng(0).integers(2, 200, 96)
+
+
+def check_two_chunks(graph: Graph, cut: int) -> None:
+    """A run cut in two over the cache gives the numbers of one run, to the bit."""
+    whole, _ = graph.run(IDS, list(range(96)), [96], graph.empty())
+    first, cache = graph.run(IDS[:cut], list(range(cut)), [cut], graph.empty())
+    second, _ = graph.run(IDS[cut:], list(range(96 - cut)), [96], cache)
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+
+
+def check_many_chunks(graph: Graph) -> None:
+    """The same in chunks of 6 tokens."""
+    whole, _ = graph.run(IDS, list(range(96)), [96], graph.empty())
+    cache, pieces = graph.empty(), []
+    for start in range(0, 96, 6):
+        logits, cache = graph.run(IDS[start : start + 6], list(range(6)), [start + 6], cache)
+        pieces.append(logits)
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def check_padded_rows(graph: Graph) -> None:
+    """Rows padded on the right give the numbers of separate runs, to the bit."""
+    lengths = [96, 50, 18]
+    padded = np.zeros((3, 96), dtype=np.int64)
+    for row, length in enumerate(lengths):
+        padded[row, :length] = IDS[:length]
+    reads = [row * 96 + at for row, length in enumerate(lengths) for at in range(length)]
+    together, _ = graph.run(padded, reads, lengths, graph.empty(3))
+    alone = [graph.run(IDS[:n], list(range(n)), [n], graph.empty())[0] for n in lengths]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
