@@ -13,7 +13,8 @@ from fake_scorer import DIFFERENCE, RAW, FakeScorer, fake_scorer
 
 from prm_edge.cli import cli
 from prm_edge.cli import demo as demo_module
-from prm_edge.cli.demo import BAR_CELLS, PLAIN, PRETTY, demo_lines
+from prm_edge.cli.demo import demo_lines
+from prm_edge.cli.drawing import BAR_CELLS, PLAIN, PRETTY
 from prm_edge.records import decode_line, read_record
 from prm_edge_runtime.recipe import Recipe
 from prm_edge_runtime.scorer import Scorer

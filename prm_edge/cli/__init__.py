@@ -15,6 +15,7 @@ from .export import export_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .score import score_command
+from .try_lines import try_command
 
 __all__ = ["cli", "main"]
 
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (score_command, demo_command, export_command, inspect_command):
+for command in (score_command, demo_command, try_command, export_command, inspect_command):
     cli.add_command(command)
 
 

@@ -6,8 +6,6 @@ Every number shown comes from this run.
 from __future__ import annotations
 
 import json
-import math
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .describe import name_package, notice, package_bytes, size
+from .drawing import bar, cells
 from .group import Failure
 from .options import engine_options, json_option, load_scorer, package_option
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
 
 DATA: Final = "data/demo.jsonl"
-BAR_CELLS: Final = 12
-PRETTY: Final = ("█", "░")
-PLAIN: Final = ("#", ".")  # where the terminal cannot show the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +71,7 @@ def demo_command(
         if as_json:
             click.echo(json.dumps(as_data(scorer, shown), indent=2))
         else:
-            click.echo("\n".join(as_text(scorer, shown, _cells())))
+            click.echo("\n".join(as_text(scorer, shown, cells())))
 
 
 def demo_lines() -> Iterator[Line]:
@@ -159,7 +155,7 @@ def _draft_lines(draft: Draft, recipe: Recipe, cells: tuple[str, str]) -> list[s
     for index, (step, score) in enumerate(zip(draft.steps, result["scores"], strict=True)):
         value = "  none" if score is None else f"{score:6.3f}"
         mark = "   <- first error" if index == result["first_error"] else ""
-        lines.append(f"   {_bar(score, recipe, cells)} {value}  {step}{mark}")
+        lines.append(f"   {bar(score, recipe, cells)} {value}  {step}{mark}")
     first = "" if result["first_error"] is None else f" at step {result['first_error'] + 1}"
     planted = "no mistake" if draft.planted < 0 else f"a mistake in step {draft.planted + 1}"
     lines.append(
@@ -167,18 +163,6 @@ def _draft_lines(draft: Draft, recipe: Recipe, cells: tuple[str, str]) -> list[s
         f"{result['n_tokens']} tokens"
     )
     return lines
-
-
-def _bar(score: float | None, recipe: Recipe, cells: tuple[str, str]) -> str:
-    if score is None:
-        return cells[1] * BAR_CELLS
-    if recipe.score.range is None:
-        share = 1 / (1 + math.exp(-max(min(score, 30.0), -30.0)))
-    else:
-        lowest, highest = recipe.score.range
-        share = (score - lowest) / (highest - lowest)
-    full = round(share * BAR_CELLS)
-    return cells[0] * full + cells[1] * (BAR_CELLS - full)
 
 
 def _served(result: dict[str, Any]) -> str:
@@ -193,12 +177,3 @@ def _served(result: dict[str, Any]) -> str:
 
 def _letter(index: int) -> str:
     return "ABCDEFGH"[index]
-
-
-def _cells() -> tuple[str, str]:
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        "".join(PRETTY).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return PLAIN
-    return PRETTY
