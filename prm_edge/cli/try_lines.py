@@ -12,7 +12,7 @@ import click
 
 from .describe import name_package, say_notice
 from .drawing import bar, cells
-from .options import engine_options, json_option, load_scorer, package_option
+from .options import engine_options, force_option, json_option, load_scorer, package_option
 
 if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
@@ -27,6 +27,7 @@ PROMPT: Final = "> "
 @click.argument("problem")
 @package_option
 @engine_options
+@force_option
 @json_option
 def try_command(
     problem: str,
@@ -34,6 +35,7 @@ def try_command(
     device: str | None,
     variant: str | None,
     threads: int | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Score a solution of PROBLEM while it is written: one line is one step.
@@ -43,7 +45,9 @@ def try_command(
     """
     from prm_edge_runtime.errors import InputError, SessionError
 
-    with load_scorer(package, device=device, variant=variant, threads=threads) as scorer:
+    with load_scorer(
+        package, device=device, variant=variant, threads=threads, force=force
+    ) as scorer:
         click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
         say_notice(scorer.package.manifest)
         with scorer.session(problem) as session:

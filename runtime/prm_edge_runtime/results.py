@@ -9,7 +9,8 @@ from . import scoring
 
 SCORED: Final = "scored"
 TOO_LONG: Final = "too_long"
-STATUSES: Final = (SCORED, TOO_LONG)
+OUT_OF_DOMAIN: Final = "out_of_domain"
+STATUSES: Final = (SCORED, TOO_LONG, OUT_OF_DOMAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
 from .candidates import run_candidates
+from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
 from .errors import (
@@ -28,7 +30,7 @@ from .errors import (
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .recipe import Recipe
-from .results import SCORED, TOO_LONG, Ranking, StepScores
+from .results import OUT_OF_DOMAIN, SCORED, TOO_LONG, Ranking, StepScores
 from .results import rank as rank_scores
 from .session import CachedTrack, RescoredTrack, Session, Track
 
@@ -37,6 +39,7 @@ logger = logging.getLogger("prm_edge")
 DEVICES: Final = ("auto", "cpu", "cuda")
 PACKAGE_VARIABLE: Final = "PRM_EDGE_PACKAGE"
 DEVICE_VARIABLE: Final = "PRM_EDGE_DEVICE"
+EMBEDDED: Final = "embedded"
 
 
 class Scorer:
@@ -46,12 +49,20 @@ class Scorer:
     (``argument``, ``PRM_EDGE_PACKAGE`` or ``embedded``).
     """
 
-    def __init__(self, package: Package, variant: Variant, engine: Engine, source: str) -> None:
+    def __init__(
+        self,
+        package: Package,
+        variant: Variant,
+        engine: Engine,
+        source: str,
+        domain: Domain | None = None,
+    ) -> None:
         self.package: Final = package
         self.source: Final = source
         self.recipe: Final[Recipe] = package.manifest.recipe
         self.max_tokens: Final = package.manifest.max_tokens
         self.threshold: Final = package.manifest.threshold(variant.name)
+        self._domain = domain
         self._variant = variant
         self._engine: Engine | None = engine
         self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
@@ -66,6 +77,7 @@ class Scorer:
         threads: int | None = None,
         verify: str = "auto",
         self_test: bool = False,
+        force: bool = False,
     ) -> Scorer:
         """Open a package and its best variant for the device.
 
@@ -77,6 +89,8 @@ class Scorer:
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
             self_test: score the package's stored cases first and compare with torch's scores.
+            force: with the embedded default, score what is plainly outside its domain too;
+                without it such records get None and the status ``out_of_domain``.
 
         Raises:
             PackageError: no such package, damaged files, or no variant for this device.
@@ -89,14 +103,14 @@ class Scorer:
         asked = _device(device)
         chosen = _choose(package, asked, variant)
         try:
-            scorer = cls.from_package(package, chosen, threads=threads, source=source)
+            scorer = cls.from_package(package, chosen, threads=threads, source=source, force=force)
         except (DeviceError, EngineError) as error:
             has = {other.device for other in package.manifest.variants}
             if asked != "auto" or variant is not None or chosen.device == "cpu" or "cpu" not in has:
                 raise
             logger.warning("device auto: %s cannot be used (%s); taking cpu", chosen.device, error)
             chosen = choose_variant(package.manifest, device="cpu", name=None)
-            scorer = cls.from_package(package, chosen, threads=threads, source=source)
+            scorer = cls.from_package(package, chosen, threads=threads, source=source, force=force)
         if chosen.proof.get("allowed_drift"):
             logger.warning(
                 "variant %s of %s was exported with --allow-drift: its scores differ from "
@@ -116,6 +130,7 @@ class Scorer:
         *,
         threads: int | None = None,
         source: str = "argument",
+        force: bool = False,
     ) -> Scorer:
         """Run one variant of a package that is open already.
 
@@ -129,7 +144,9 @@ class Scorer:
             logits=package.manifest.recipe.logits,
             threads=ort.thread_count(threads),
         )
-        return cls(package, variant, engine, source)
+        # who names a package knows what it is for; who takes the default may not
+        domain = embedded_domain(package) if source == EMBEDDED and not force else None
+        return cls(package, variant, engine, source, domain)
 
     @property
     def device(self) -> str:
@@ -154,12 +171,26 @@ class Scorer:
         """
         encoded = self._encoder.encode(problem, steps)
         engine = self._open_engine()
+        if self.outside(problem, steps) is not None:
+            return self._unscored(encoded)
         fitting = self._fitting(encoded)
         # without causality every score depends on the whole record
         cut = len(fitting.reads) < len(encoded.reads)
         if not len(fitting.reads) or (cut and not engine.causal):
             return self._result(encoded, np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
         return self._result(encoded, engine.run(fitting.ids, fitting.reads), len(fitting.ids))
+
+    def outside(self, problem: str, steps: Sequence[str]) -> str | None:
+        """Why a record is plainly outside what the embedded default can judge; None if it is not.
+
+        Always None for a package that was named, and with ``force``.
+        """
+        return None if self._domain is None else self._domain.outside(problem, steps)
+
+    def _unscored(self, encoded: Encoded) -> StepScores:
+        count = len(encoded.reads)
+        empty = self._result(encoded, np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
+        return replace(empty, status=(OUT_OF_DOMAIN,) * count)
 
     def _fitting(self, encoded: Encoded) -> Encoded:
         """Cut a record after the last read position within the limit."""
@@ -215,7 +246,8 @@ class Scorer:
         self, problem: str, candidates: Sequence[Sequence[str]]
     ) -> tuple[StepScores, ...]:
         engine = self._open_engine()
-        if not isinstance(engine, DecoderEngine) or len(candidates) < 2:
+        outside = any(self.outside(problem, steps) is not None for steps in candidates)
+        if not isinstance(engine, DecoderEngine) or len(candidates) < 2 or outside:
             return tuple(self.score(problem, steps) for steps in candidates)
         encoded = [self._encoder.encode(problem, steps) for steps in candidates]
         runs = run_candidates(
@@ -252,6 +284,8 @@ class Scorer:
             track = RescoredTrack(
                 problem, encoder=self._encoder, score=self.score, max_tokens=self.max_tokens
             )
+        if self._domain is not None:
+            track = GuardedTrack(track, problem, self._domain)
         return Session(track, threshold=self.threshold)
 
     def split(self, response: str) -> list[str]:
@@ -319,7 +353,7 @@ def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLik
         return named, PACKAGE_VARIABLE
     embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
     if embedded.is_dir():
-        return embedded, "embedded"
+        return embedded, EMBEDDED
     raise PackageNotFoundError(
         "no package was named and this build embeds none; pass its folder, or set "
         f"{PACKAGE_VARIABLE}; make one with: prm-edge export CHECKPOINT"
