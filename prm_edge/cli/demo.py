@@ -6,6 +6,7 @@ Every number shown comes from this run.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,10 +30,14 @@ DATA: Final = "data/demo.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One solution. ``planted``: index of the step that was made wrong, -1 for none."""
+    """One solution. ``planted``: index of the step that was made wrong, -1 for none.
+
+    ``answered``: whether the number it ends with is the right answer.
+    """
 
     steps: list[str]
     planted: int
+    answered: bool
     result: dict[str, Any]
 
 
@@ -99,10 +104,18 @@ def _show(scorer: Scorer, line: Line) -> Shown:
     )
     return Shown(
         problem=record["problem"],
-        drafts=tuple(Draft(steps=s, planted=p, result=r) for s, p, r in drafts),
+        drafts=tuple(
+            Draft(steps=s, planted=p, answered=last_number(s[-1]) == record["answer"], result=r)
+            for s, p, r in drafts
+        ),
         result=result,
         seconds=seconds,
     )
+
+
+def last_number(text: str) -> str:
+    """The last number of a step, as it is written: what grading by the answer looks at."""
+    return re.findall(r"\d+(?:\.\d+)?", text)[-1]
 
 
 def as_data(scorer: Scorer, shown: Iterable[Shown]) -> dict[str, object]:
@@ -136,7 +149,11 @@ def as_text(scorer: Scorer, shown: list[Shown], cells: tuple[str, str]) -> list[
                 lines += ["", f"   draft {_letter(index)}"]
             lines += _draft_lines(draft, scorer.recipe, cells)
         if len(item.drafts) > 1:
-            lines += ["", f"   served: {_served(item.result)}"]
+            lines += [
+                "",
+                f"   by the answer alone: {_by_answer(item.drafts)}",
+                f"   served: {_served(item.result)}",
+            ]
     steps = sum(item.n_steps for item in shown)
     tokens = sum(draft.result["n_tokens"] for item in shown for draft in item.drafts)
     seconds = sum(item.seconds for item in shown)
@@ -159,10 +176,16 @@ def _draft_lines(draft: Draft, recipe: Recipe, cells: tuple[str, str]) -> list[s
     first = "" if result["first_error"] is None else f" at step {result['first_error'] + 1}"
     planted = "no mistake" if draft.planted < 0 else f"a mistake in step {draft.planted + 1}"
     lines.append(
-        f"   {result['verdict']}{first} (it was written with {planted}), "
-        f"{result['n_tokens']} tokens"
+        f"   {result['verdict']}{first} (it was written with {planted}, and its answer is "
+        f"{'right' if draft.answered else 'wrong'}), {result['n_tokens']} tokens"
     )
     return lines
+
+
+def _by_answer(drafts: tuple[Draft, ...]) -> str:
+    right = [_letter(index) for index, draft in enumerate(drafts) if draft.answered]
+    broken = sum(draft.answered and draft.planted >= 0 for draft in drafts)
+    return f"{' and '.join(right) or 'none'} would be accepted, {broken} of them with a wrong step"
 
 
 def _served(result: dict[str, Any]) -> str:
