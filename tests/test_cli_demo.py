@@ -99,7 +99,10 @@ def test_demo_draws_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     text = result.stdout
     assert text.startswith("fake (cpu-fp32, 0123456789ab) on cpu, named by -m\n\n1. Solve for x")
     assert re.search(r"0\.200  Subtract 11 .*-2x = 10\.   <- first error\n", text)
-    assert "flawed at step 3 (it was written with a mistake in step 3, and its answer is right)" in text
+    assert (
+        "flawed at step 3 (it was written with a mistake in step 3, and its answer is right)"
+        in text
+    )
     assert "sound (it was written with no mistake, and its answer is right)" in text
     assert "by the answer alone: A and B would be accepted, 1 of them with a wrong step" in text
     assert "served: draft B, the best sound one (min 0.900)" in text
