@@ -25,8 +25,8 @@ class Encoded:
     """One sequence: ids, step labels at separators, two denser helpers for training.
 
     `so_far` says at every token of a line whether the line is still good there; `targets`
-    are the next tokens of good lines, words left out; `kinds` are the indices in `ERRORS` of
-    wrong lines whose error is known, at their separators.
+    are the next tokens of good lines, left out where nothing determines them; `kinds` are the
+    indices in `ERRORS` of wrong lines whose error is known, at their separators.
     """
 
     ids: list[int]
@@ -66,7 +66,11 @@ def encode(tokenizer: Tokenizer, solution: Solution, limit: int) -> Encoded:
         kinds += [IGNORE] * len(part) + [kind]
         so_far += [*_so_far(line, part.offsets), IGNORE]
         # Wrong lines teach nothing about what should come next, and words are arbitrary.
-        words = [len(t) > 2 and t[1:].isalpha() for t in part.tokens]
+        # So are the numbers that a sum starts from.
+        words = [
+            (len(token) > 2 and token[1:].isalpha()) or start < line.free
+            for token, (start, _) in zip(part.tokens, part.offsets, strict=True)
+        ]
         known = [IGNORE if w else i for i, w in zip(part.ids, words, strict=True)]
         targets += [IGNORE] * (len(part) + 1) if line.good is False else [*known, separator]
     return Encoded(ids, labels, kinds, so_far, [*targets[1:], IGNORE])
@@ -124,7 +128,9 @@ class Stream:
             return self.real.draw_tutor(self.rng)
         if roll < 0.20:
             return self.real.draw_gsm(self.rng)
-        return draw(Context(self.rng), share=self.share)
+        # Small numbers first: digits are learnt in a fraction of the time.
+        level = min(1.0, 0.1 + 4 * self.share)
+        return draw(Context(self.rng, level=level), share=self.share)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -161,7 +161,7 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
         slip = (
             -1 if good else max(slip_at(shown, render(text), render(right)), shown.rfind("=") + 1)
         )
-        out.append(Line(shown, good, error, slip))
+        out.append(Line(shown, good, error, slip, shown.find("=") + 1))
     if rng.random() < 0.3 and re.fullmatch(r"[\d.]+", last):
         out.append(_ending(context, last, error_chance))
     problem = context.pick(STARTS).format(**people) if rng.random() < 0.8 else ""
@@ -181,5 +181,5 @@ def sums(context: Context, error_chance: float) -> Solution:
             text, error, good = change[0], change[1], False
         shown = style.math(text)
         slip = max(slip_at(shown, shown, style.math(right)), shown.rfind("=") + 1)
-        out.append(Line(shown, good, error, -1 if good else slip))
+        out.append(Line(shown, good, error, -1 if good else slip, shown.find("=") + 1))
     return Solution("Work it out.", tuple(out), "sums")
