@@ -21,9 +21,9 @@ MEND_BOTH: Final = (
     "(or 'prm-edge[cpu]' for the CPU alone)"
 )
 BUILDS: Final = ("onnxruntime", "onnxruntime-gpu")
-# CUDA major -> what libonnxruntime_providers_cuda cannot be loaded without, on Linux. 13: readelf -d
-# of the 1.31.1 wheel, which loads cuFFT and cuDNN only where a graph needs them; 12: the
-# requirements in onnxruntime's documentation.
+# CUDA major -> what libonnxruntime_providers_cuda cannot be loaded without, on Linux. 13: what
+# readelf -d says of the 1.31.1 wheel, which loads cuFFT and cuDNN only where a graph needs them;
+# 12: the requirements in onnxruntime's documentation.
 LINUX_LIBRARIES: Final = {
     12: (
         "libcudart.so.12",
