@@ -115,7 +115,8 @@ def _show(scorer: Scorer, line: Line) -> Shown:
 
 def last_number(text: str) -> str:
     """The last number of a step, as it is written: what grading by the answer looks at."""
-    return re.findall(r"\d+(?:\.\d+)?", text)[-1]
+    numbers: list[str] = re.findall(r"\d+(?:\.\d+)?", text)
+    return numbers[-1]
 
 
 def as_data(scorer: Scorer, shown: Iterable[Shown]) -> dict[str, object]:
