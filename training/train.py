@@ -2,6 +2,8 @@
 
     python -m training.train --data ../shared/data --out training/checkpoint --minutes 90
 
+Another run goes on from finished weights with ``--init CHECKPOINT`` and another ``--out``.
+
 Out: a Hugging Face folder (`LlamaForTokenClassification`, labels 0 wrong and 1 good) and
 beside it ``<out>.resume.pt``, from which the same command goes on after an interruption.
 The learning rate follows the share of the minutes spent, so the run always ends annealed.
@@ -19,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForTokenClassification
@@ -37,6 +39,7 @@ SEED = 20240
 BATCH_TOKENS = 3072
 LIMIT_TOKENS = 320
 WIDTH = 160
+KINDS_NAME = "error_kinds.safetensors"  # the layer that names errors; it only reads the network
 SAVE_EVERY_S = 240
 STOP = threading.Event()  # set by SIGTERM: save after the step in hand and leave
 
@@ -107,14 +110,26 @@ def rate(share: float, warm: float = 0.01, hold: float = 0.3) -> float:
 class Run:
     """Everything a run must remember between two interruptions."""
 
-    def __init__(self, out: Path, data: Path, muon_lr: float, adam_lr: float) -> None:
-        torch.manual_seed(SEED)
+    def __init__(
+        self,
+        out: Path,
+        data: Path,
+        muon_lr: float,
+        adam_lr: float,
+        init: Path | None = None,
+        seed: int = SEED,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.init = init
         self.out, self.resume = out, out.with_name(out.name + ".resume.pt")
         real = RealMixture(data)
         if not (out / "tokenizer.json").exists():
-            save_tokenizer(make_tokenizer(real), out)
+            if init is None:
+                save_tokenizer(make_tokenizer(real), out)
+            else:
+                save_tokenizer(Tokenizer.from_file(str(init / "tokenizer.json")), out)
         self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-        self.stream = Stream(self.tokenizer, real, SEED, BATCH_TOKENS, LIMIT_TOKENS)
+        self.stream = Stream(self.tokenizer, real, seed, BATCH_TOKENS, LIMIT_TOKENS)
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
         self.model = make_model(self.tokenizer.get_vocab_size(), pad)
@@ -137,6 +152,9 @@ class Run:
         self.steps, self.spent_s = 0, 0.0
         if self.resume.exists():
             self.load()
+        elif init is not None:
+            self.model.load_state_dict(load_file(init / "model.safetensors"))
+            self.naming.weight.data = load_file(init / KINDS_NAME)["weight"]
 
     def load(self) -> None:
         """Go on from the resume file."""
@@ -168,8 +186,8 @@ class Run:
         os.replace(part, self.resume)
         folder = self.out.with_name(self.out.name + ".part")
         self.model.save_pretrained(folder)
-        save_file({"weight": self.naming.weight.detach()}, folder / "error_kinds.safetensors")
-        for name in ("config.json", "model.safetensors", "error_kinds.safetensors"):
+        save_file({"weight": self.naming.weight.detach()}, folder / KINDS_NAME)
+        for name in ("config.json", "model.safetensors", KINDS_NAME):
             (folder / name).chmod(0o644)
             os.replace(folder / name, self.out / name)
         for left in folder.iterdir():
@@ -205,7 +223,7 @@ def train(run: Run, minutes: float) -> None:
         share = run.spent_s / (60 * minutes)
         if share >= 1:
             break
-        run.stream.share = share
+        run.stream.share = share if run.init is None else 1.0  # no first lessons a second time
         now = run.step(batch, share)
         mean = [0.98 * m + 0.02 * n for m, n in zip(mean or now, now, strict=True)]
         seen += batch.ids.numel()
@@ -230,6 +248,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("training/checkpoint"))
+    parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one for another run")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--muon-lr", type=float, default=6e-3)
@@ -238,7 +258,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    train(Run(args.out, args.data, args.muon_lr, args.adam_lr), args.minutes)
+    run = Run(args.out, args.data, args.muon_lr, args.adam_lr, args.init, args.seed)
+    train(run, args.minutes)
 
 
 if __name__ == "__main__":
