@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from prm_edge_runtime import results, scoring
 from prm_edge_runtime.errors import ConfigError, EngineError, InputError, RecipeError
+from prm_edge_runtime.lengths import NULL, check_policy
 
 from .records import (
     Candidates,
@@ -62,12 +63,17 @@ class Job:
     """How records are scored.
 
     ``by``: aggregate that orders candidates, None for the recipe's own. ``threshold``: instead of
-    the package's.
+    the package's. ``on_too_long``: see :meth:`.Scorer.score`.
     """
 
     scorer: Scorer
     by: str | None = None
     threshold: float | None = None
+    on_too_long: str = NULL
+
+    def score(self, problem: str, steps: Sequence[str]) -> StepScores:
+        """Score one solution as the job says."""
+        return self.judge(self.scorer.score(problem, steps, on_too_long=self.on_too_long))
 
     def judge(self, result: StepScores) -> StepScores:
         """Put the job's threshold in the place of the package's."""
@@ -82,12 +88,13 @@ def score_records(
     *,
     by: str | None = None,
     threshold: float | None = None,
+    on_too_long: str = NULL,
 ) -> Iterator[OutputLine]:
     """Score every line that :func:`.records.read_lines` yields.
 
     Raises:
         ConfigError: at once, when the recipe defines no aggregate ``by``, or the threshold is
-            outside the range of its scores.
+            outside the range of its scores, or there is no such policy.
     """
     if by is not None:
         scoring.aggregate((), by, scorer.recipe.aggregates)
@@ -97,7 +104,7 @@ def score_records(
             f"threshold {threshold} is outside the scores of this package, "
             f"which lie from {lowest:g} to {highest:g}"
         )
-    job = Job(scorer=scorer, by=by, threshold=threshold)
+    job = Job(scorer=scorer, by=by, threshold=threshold, on_too_long=check_policy(on_too_long))
     return (score_line(job, line) for line in lines)
 
 
@@ -128,19 +135,21 @@ def _failure(line: Line, data: dict[str, Any], error: Exception) -> OutputLine:
 
 
 def _run_solution(job: Job, record: Any) -> dict[str, Any]:
-    result = job.judge(job.scorer.score(record.problem, record.steps))
+    result = job.score(record.problem, record.steps)
     return describe(result)
 
 
 def _run_response(job: Job, record: Any) -> dict[str, Any]:
     # the steps are written too: without them nobody knows what the scores belong to
     steps = job.scorer.split(record.response)
-    result = job.judge(job.scorer.score(record.problem, steps))
+    result = job.score(record.problem, steps)
     return {"steps": steps, **describe(result)}
 
 
 def _run_candidates(job: Job, record: Any) -> dict[str, Any]:
-    ranking = job.scorer.rank(record.problem, record.candidates, by=job.by)
+    ranking = job.scorer.rank(
+        record.problem, record.candidates, by=job.by, on_too_long=job.on_too_long
+    )
     ranking = results.rank(tuple(map(job.judge, ranking.candidates)), ranking.by)
     candidates = [describe(candidate) for candidate in ranking.candidates]
     for candidate in candidates:

@@ -67,14 +67,23 @@ def recipe_of(package: Path, changes: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def make(package: Path, changes: dict[str, Any] | None = None, **manifest: Any) -> Scorer:
+def make(
+    package: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    prefix_cache_mb: float = 0,
+    **manifest: Any,
+) -> Scorer:
     """The package under a changed recipe or manifest, not through the disk."""
     opened = open_package(package)
     changed = dataclasses.replace(
         opened.manifest, recipe=recipe_of(package, changes or {}), **manifest
     )
     return Scorer.from_package(
-        dataclasses.replace(opened, manifest=changed), changed.variants[0], threads=1
+        dataclasses.replace(opened, manifest=changed),
+        changed.variants[0],
+        threads=1,
+        prefix_cache_mb=prefix_cache_mb,
     )
 
 
@@ -87,19 +96,27 @@ def with_engine(package: Path, engine: Engine, **manifest: Any) -> Scorer:
 
 
 class Counter:
-    """How many tokens really go through the graph with a cache."""
+    """How many tokens really go through the graph, those that only fill a tile left out."""
 
     def __init__(self, scorer: Scorer) -> None:
         engine = scorer._engine
         assert isinstance(engine, DecoderEngine)
         self.tokens = 0
-        extend = engine.extend
+        self.runs = 0
+        extend, run_rows = engine.extend, engine.run_rows
 
-        def counted(cache: Any, past: int, ids: Any, reads: Any) -> Any:
+        def counted_extend(cache: Any, past: int, ids: Any, reads: Any) -> Any:
             self.tokens += len(ids)
+            self.runs += 1
             return extend(cache, past, ids, reads)
 
-        engine.extend = counted  # type: ignore[method-assign]
+        def counted_rows(rows: Any) -> Any:
+            self.tokens += sum(len(ids) for ids, _ in rows)
+            self.runs += 1
+            return run_rows(rows)
+
+        engine.extend = counted_extend  # type: ignore[method-assign]
+        engine.run_rows = counted_rows  # type: ignore[method-assign]
 
 
 class Bidirectional:

@@ -143,7 +143,7 @@ def test_score_records_goes_on_after_a_bad_line() -> None:
 def test_score_records_stops_when_the_package_is_at_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(problem: str, steps: list[str]) -> StepScores:
+    def fail(problem: str, steps: list[str], *, on_too_long: str) -> StepScores:
         raise PackageIntegrityError("model.onnx.data changed")
 
     scorer = fake_scorer()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_edge_runtime.errors import ConfigError
-from prm_edge_runtime.results import SCORED, STATUSES, TOO_LONG, StepScores, rank
+from prm_edge_runtime.results import SCORED, STATUSES, TOO_LONG, WINDOWED, StepScores, rank
 
 SCORES = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])), max_size=4)
 
@@ -44,7 +44,7 @@ def test_step_scores_derives_verdict_and_first_error() -> None:
     assert (result(0.9, 0.6).verdict, result(0.9, 0.6).first_error) == ("sound", None)
     assert (result(0.9, None).verdict, result(0.9, None).first_error) == ("unknown", None)
     assert result(0.9, 0.6, threshold=0.7).first_error == 1
-    assert set(STATUSES) == {SCORED, TOO_LONG}
+    assert set(STATUSES) == {SCORED, TOO_LONG, WINDOWED}
 
 
 def test_step_scores_aggregate_is_the_recipes_own_by_default() -> None:
