@@ -14,6 +14,9 @@ from prm_edge_runtime.engine import DecoderEngine, Engine
 from prm_edge_runtime.package import open_package
 from prm_edge_runtime.recipe import Recipe, Slot, Text, Tokens
 
+# Every precision whose runs must be exact; what is added here goes through all of these tests.
+PACKAGES: dict[str, Path] = {"fp32": Path(__file__).parent / "packages" / "v1"}
+
 BOS = Tokens(ids=(0,), text="<|begin|>")
 NEWLINE = Tokens(ids=(200,), text="\n", read=0)
 PROBLEM, STEP = Slot(name="problem"), Slot(name="step")
@@ -56,6 +59,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         ),
     },
 }
+# what the tests are run over: a precision and a recipe
+KINDS = [f"{precision} {recipe}" for precision in PACKAGES for recipe in RECIPES]
 # the score is read before the text of the step, so a step needs the text of the one before
 LATE: dict[str, Any] = {"step": (NEWLINE, STEP)}
 
@@ -93,6 +98,11 @@ def with_engine(package: Path, engine: Engine, **manifest: Any) -> Scorer:
     return Scorer(
         dataclasses.replace(opened, manifest=changed), changed.variants[0], engine, "argument"
     )
+
+
+def make_kind(kind: str, **options: Any) -> Scorer:
+    precision, recipe = kind.split(" ")
+    return make(PACKAGES[precision], RECIPES[recipe], **options)
 
 
 class Counter:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from session_scorers import RECIPES, Counter, make
+from session_scorers import KINDS, Counter, make, make_kind
 
 from prm_edge_runtime import Scorer, StepScores, add_many
 from prm_edge_runtime.errors import EngineError, InputError
@@ -50,14 +50,14 @@ def qwen_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=[*RECIPES, "qwen"])
+@pytest.fixture(scope="module", params=[*KINDS, "qwen"])
 def scorer(
-    request: pytest.FixtureRequest, tiny_package: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scorer]:
     if request.param == "qwen":
         made = make(request.getfixturevalue("qwen_package"))
     else:
-        made = make(tiny_package, RECIPES[request.param])
+        made = make_kind(request.param)
     with made:
         yield made
 
