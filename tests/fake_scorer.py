@@ -137,6 +137,11 @@ class FakeScorer:
             logits=(None,) * len(scores),
         )
 
+    def score_many(
+        self, items: Sequence[tuple[str, Sequence[str]]], *, on_too_long: str = "error"
+    ) -> list[StepScores]:
+        return [self.score(*item, on_too_long=on_too_long) for item in items]
+
     def rank(
         self,
         problem: str,

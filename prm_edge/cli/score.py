@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
@@ -35,6 +36,14 @@ REFRESH_S: Final = 0.1  # of the progress line
 @engine_options
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
+@click.option(
+    "--on-too-long",
+    type=click.Choice(["error", "null", "window"]),
+    default="null",
+    show_default=True,
+    help="A record beyond the model's limit: an error, no scores there, or the rest scored with "
+    "the problem and fewer steps before it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 def score_command(
@@ -46,6 +55,7 @@ def score_command(
     threads: int | None,
     threshold: float | None,
     by: str | None,
+    on_too_long: str,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -73,7 +83,14 @@ def score_command(
         if not quiet:
             click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
             say_notice(scorer.package.manifest)
-        lines = score_records(scorer, read_lines(source), by=by, threshold=threshold)
+        lines = score_records(
+            scorer,
+            read_lines(source),
+            by=by,
+            threshold=threshold,
+            on_too_long=on_too_long,
+            ahead=file not in (None, STANDARD) and Path(str(file)).is_file(),
+        )
         progress = Progress(enabled=not quiet and _progress_is_seen(out))
         tally = write_lines(lines, sink, progress, flush=out == STANDARD)
     tally.say(quiet=quiet)
