@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_edge_runtime.errors import ConfigError
-from prm_edge_runtime.results import SCORED, STATUSES, TOO_LONG, WINDOWED, StepScores, rank
+from prm_edge_runtime.results import (
+    OUT_OF_DOMAIN,
+    SCORED,
+    STATUSES,
+    TOO_LONG,
+    WINDOWED,
+    StepScores,
+    rank,
+)
 
 # beside a checkout, never in it
 SHARED = str(Path(__file__).parents[2] / "shared" / "data")
@@ -51,7 +59,7 @@ def test_step_scores_derives_verdict_and_first_error() -> None:
     assert (result(0.9, 0.6).verdict, result(0.9, 0.6).first_error) == ("sound", None)
     assert (result(0.9, None).verdict, result(0.9, None).first_error) == ("unknown", None)
     assert result(0.9, 0.6, threshold=0.7).first_error == 1
-    assert set(STATUSES) == {SCORED, TOO_LONG, WINDOWED}
+    assert set(STATUSES) == {SCORED, TOO_LONG, WINDOWED, OUT_OF_DOMAIN}
 
 
 def test_step_scores_aggregate_is_the_recipes_own_by_default() -> None:

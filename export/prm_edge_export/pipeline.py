@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, __version__
+from prm_edge_runtime.domain import DOMAIN_NAME, Domain
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.hashing import hash_file
 from prm_edge_runtime.manifest import (
@@ -249,6 +250,9 @@ def _write_small_files(
             source = plan.checkpoint.root / name
             if source.is_file():
                 writer.write_bytes(name, source.read_bytes())
+        domain = plan.checkpoint.root / DOMAIN_NAME
+        if domain.is_file():
+            writer.write_bytes(DOMAIN_NAME, Domain.from_json(domain.read_bytes()).to_json())
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     writer.write_bytes(f"{plan.options.variant}/{REPORT_NAME}", text.encode())
 

@@ -11,10 +11,12 @@ import click
 from prm_edge_runtime.version import __version__
 
 from .demo import demo_command
+from .doctor import doctor_command
 from .export import export_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .score import score_command
+from .try_lines import try_command
 
 __all__ = ["cli", "main"]
 
@@ -33,7 +35,14 @@ def cli() -> None:
     """
 
 
-for command in (score_command, demo_command, export_command, inspect_command):
+for command in (
+    score_command,
+    demo_command,
+    try_command,
+    export_command,
+    inspect_command,
+    doctor_command,
+):
     cli.add_command(command)
 
 

@@ -11,7 +11,7 @@ import click
 
 from .describe import name_package, say_notice
 from .group import RECORDS_FAILED, Interrupted
-from .options import engine_options, load_scorer, package_option
+from .options import engine_options, force_option, load_scorer, package_option
 from .streams import STANDARD, open_input, open_output
 
 if TYPE_CHECKING:
@@ -34,15 +34,17 @@ REFRESH_S: Final = 0.1  # of the progress line
     help="File to write, which appears when it is complete. Default: - for stdout.",
 )
 @engine_options
+@force_option
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
 @click.option(
     "--on-too-long",
+    metavar="POLICY",
     type=click.Choice(["error", "null", "window"]),
     default="null",
     show_default=True,
-    help="A record beyond the model's limit: an error, no scores there, or the rest scored with "
-    "the problem and fewer steps before it.",
+    help="Beyond the model's limit: error, null (no score), or window (scored with the problem "
+    "and only the last steps before).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
@@ -53,6 +55,7 @@ def score_command(
     device: str | None,
     variant: str | None,
     threads: int | None,
+    force: bool,
     threshold: float | None,
     by: str | None,
     on_too_long: str,
@@ -78,7 +81,9 @@ def score_command(
     with (
         open_input(file) as source,
         open_output(out, source=source, overwrite=overwrite) as sink,
-        load_scorer(package, device=device, variant=variant, threads=threads) as scorer,
+        load_scorer(
+            package, device=device, variant=variant, threads=threads, force=force
+        ) as scorer,
     ):
         if not quiet:
             click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)

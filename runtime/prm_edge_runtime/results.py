@@ -10,7 +10,8 @@ from . import scoring
 SCORED: Final = "scored"
 TOO_LONG: Final = "too_long"
 WINDOWED: Final = "windowed"
-STATUSES: Final = (SCORED, TOO_LONG, WINDOWED)
+OUT_OF_DOMAIN: Final = "out_of_domain"
+STATUSES: Final = (SCORED, TOO_LONG, WINDOWED, OUT_OF_DOMAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

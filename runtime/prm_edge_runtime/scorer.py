@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
+from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
 from .errors import (
@@ -32,7 +33,7 @@ from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .prefixes import PrefixCache, PrefixCounters, limit_bytes
 from .recipe import Recipe
-from .results import TOO_LONG, Ranking, StepScores
+from .results import OUT_OF_DOMAIN, TOO_LONG, Ranking, StepScores
 from .results import rank as rank_scores
 from .runs import run_records
 from .session import CachedTrack, RescoredTrack, Session, Track
@@ -42,6 +43,7 @@ logger = logging.getLogger("prm_edge")
 DEVICES: Final = ("auto", "cpu", "cuda")
 PACKAGE_VARIABLE: Final = "PRM_EDGE_PACKAGE"
 DEVICE_VARIABLE: Final = "PRM_EDGE_DEVICE"
+EMBEDDED: Final = "embedded"
 # What `score_many` looks at before it runs it: enough to find records that belong together.
 AHEAD_RECORDS: Final = 256
 AHEAD_TOKENS: Final = 1 << 16
@@ -49,11 +51,15 @@ AHEAD_TOKENS: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """A record that is ready to be run, in parts where it is too long for one."""
+    """A record that is ready to be run, in parts where it is too long for one.
+
+    ``missing``: the status of steps that no part scores.
+    """
 
     encoded: Encoded
     parts: Sequence[Part]
     prompt_tokens: int
+    missing: str = TOO_LONG
 
 
 class Scorer:
@@ -69,6 +75,7 @@ class Scorer:
         variant: Variant,
         engine: Engine,
         source: str,
+        domain: Domain | None = None,
         *,
         prefix_cache_mb: float = 0,
     ) -> None:
@@ -77,6 +84,7 @@ class Scorer:
         self.recipe: Final[Recipe] = package.manifest.recipe
         self.max_tokens: Final = package.manifest.max_tokens
         self.threshold: Final = package.manifest.threshold(variant.name)
+        self._domain = domain
         self._variant = variant
         self._engine: Engine | None = engine
         self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
@@ -93,6 +101,7 @@ class Scorer:
         threads: int | None = None,
         verify: str = "auto",
         self_test: bool = False,
+        force: bool = False,
         prefix_cache_mb: float = 0,
     ) -> Scorer:
         """Open a package and its best variant for the device.
@@ -105,6 +114,8 @@ class Scorer:
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
             self_test: score the package's stored cases first and compare with torch's scores.
+            force: with the embedded default, score what is plainly outside its domain too;
+                without it such records get None and the status ``out_of_domain``.
             prefix_cache_mb: memory for what calls after this one may have in common with those
                 before, 0 for none. Changes no score; see :attr:`prefix_cache`.
 
@@ -122,6 +133,7 @@ class Scorer:
         options: dict[str, Any] = {
             "threads": threads,
             "source": source,
+            "force": force,
             "prefix_cache_mb": prefix_cache_mb,
         }
         try:
@@ -152,6 +164,7 @@ class Scorer:
         *,
         threads: int | None = None,
         source: str = "argument",
+        force: bool = False,
         prefix_cache_mb: float = 0,
     ) -> Scorer:
         """Run one variant of a package that is open already.
@@ -166,7 +179,9 @@ class Scorer:
             logits=package.manifest.recipe.logits,
             threads=ort.thread_count(threads),
         )
-        return cls(package, variant, engine, source, prefix_cache_mb=prefix_cache_mb)
+        # who names a package knows what it is for; who takes the default may not
+        domain = embedded_domain(package) if source == EMBEDDED and not force else None
+        return cls(package, variant, engine, source, domain, prefix_cache_mb=prefix_cache_mb)
 
     @property
     def device(self) -> str:
@@ -199,6 +214,13 @@ class Scorer:
         """
         policy = check_policy(on_too_long)
         return self._run([self._prepared(problem, steps, policy)])[0]
+
+    def outside(self, problem: str, steps: Sequence[str]) -> str | None:
+        """Why a record is plainly outside what the embedded default can judge; None if it is not.
+
+        Always None for a package that was named, and with ``force``.
+        """
+        return None if self._domain is None else self._domain.outside(problem, steps)
 
     def score_many(
         self, items: Iterable[tuple[str, Sequence[str]]], *, on_too_long: str = ERROR
@@ -261,13 +283,16 @@ class Scorer:
         self, problem: str, steps: Sequence[str], on_too_long: str, what: str = ""
     ) -> _Prepared:
         encoded = self._encoder.encode(problem, steps)
+        causal = self._open_engine().causal
+        if self.outside(problem, steps) is not None:
+            return _Prepared(encoded=encoded, parts=(), prompt_tokens=0, missing=OUT_OF_DOMAIN)
         parts = fit(
             self._encoder,
             problem,
             steps,
             encoded,
             max_tokens=self.max_tokens,
-            causal=self._open_engine().causal,
+            causal=causal,
             on_too_long=on_too_long,
             what=what,
         )
@@ -301,7 +326,7 @@ class Scorer:
     ) -> StepScores:
         n_steps = len(item.encoded.reads)
         scores: list[float | None] = [None] * n_steps
-        status = [TOO_LONG] * n_steps
+        status = [item.missing] * n_steps
         logits: list[tuple[float, ...] | None] = [None] * n_steps
         for part, (rows, _) in zip(item.parts, found, strict=True):
             values = scoring.scores_from_logits(rows, self.recipe.score)
@@ -347,6 +372,8 @@ class Scorer:
                 score=partial(self.score, on_too_long=NULL),
                 max_tokens=self.max_tokens,
             )
+        if self._domain is not None:
+            track = GuardedTrack(track, problem, self._domain)
         return Session(track, threshold=self.threshold)
 
     def split(self, response: str) -> list[str]:
@@ -414,7 +441,7 @@ def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLik
         return named, PACKAGE_VARIABLE
     embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
     if embedded.is_dir():
-        return embedded, "embedded"
+        return embedded, EMBEDDED
     raise PackageNotFoundError(
         "no package was named and this build embeds none; pass its folder, or set "
         f"{PACKAGE_VARIABLE}; make one with: prm-edge export CHECKPOINT"
