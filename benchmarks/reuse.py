@@ -254,13 +254,12 @@ def length_case(
 ) -> Case:
     """One more step after so many tokens."""
     problem = text(rng, reference, min(tokens, PROBLEM_TOKENS) - STEP_TOKENS // 2)
-    steps = [text(rng, reference, STEP_TOKENS)]
-    while scorer.score(problem, steps).n_tokens < tokens:
-        steps.append(text(rng, reference, STEP_TOKENS))
-    last = text(rng, reference, STEP_TOKENS)
     session = scorer.session(problem)
-    for step in steps:
-        session.add(step)
+    steps: list[str] = []
+    while not steps or session.n_tokens < tokens:
+        steps.append(text(rng, reference, STEP_TOKENS))
+        session.add(steps[-1])
+    last = text(rng, reference, STEP_TOKENS)
     cache = reference.new_cache()
     ids, _ = reference.steps(steps)
     reference.run(reference.prompt(problem) + ids, [0], cache)
