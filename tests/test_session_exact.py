@@ -54,10 +54,10 @@ def qwen_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scorer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scorer]:
-    if request.param == "qwen":
-        made = make(request.getfixturevalue("qwen_package"))
-    else:
+    if request.param in KINDS:
         made = make_kind(request.param)
+    else:
+        made = make(request.getfixturevalue(f"{request.param}_package"))
     with made:
         yield made
 
