@@ -117,12 +117,12 @@ def test_demo_serves_nothing_when_no_draft_is_sound(monkeypatch: pytest.MonkeyPa
 
 
 def test_demo_survives_a_package_too_short_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = FakeScorer().score("p", ["too long"] * 4)
+    cut = FakeScorer().score("p", ["too long"] * 4, on_too_long="null")
     scorer = fake_scorer()
-    ranked = FakeScorer().rank("p", [["too long"] * 4] * 2)
+    ranked = FakeScorer().rank("p", [["too long"] * 4] * 2, on_too_long="null")
     monkeypatch.setattr(scorer, "rank", lambda *a, **k: ranked)
     monkeypatch.setattr(
-        scorer, "score", lambda p, s: cut if len(s) == 4 else FakeScorer().score(p, s)
+        scorer, "score", lambda p, s, **_: cut if len(s) == 4 else FakeScorer().score(p, s)
     )
     use(monkeypatch, scorer)
     text = demo().stdout

@@ -234,6 +234,41 @@ def test_aggregate_not_defined_for_the_recipe(scores: Any) -> None:
         aggregate(scores, "prod", ("min", "mean"))
 
 
+@given(scores=st.lists(UNIT, min_size=1, max_size=9), temperature=st.floats(0.02, 50))
+@settings(max_examples=50, deadline=None)
+def test_softmin_at_another_temperature(scores: list[float], temperature: float) -> None:
+    wide = np.array(scores, dtype=np.longdouble)
+    weights = np.exp(-wide / np.longdouble(temperature))
+    got = aggregate(scores, f"softmin({temperature!r})", ("mean", "softmin"))
+    assert got == pytest.approx(float((weights * wide).sum() / weights.sum()), rel=1e-9, abs=1e-300)
+
+
+def test_softmin_without_a_temperature_is_the_published_one() -> None:
+    scores = [0.9, 0.3, 0.5]
+    assert aggregate(scores, "softmin(0.1)", EVERY) == aggregate(scores, "softmin", EVERY)
+    assert aggregate(scores, "softmin(1e-9)", EVERY) == 0.3
+
+
+@pytest.mark.parametrize("inner", ["", "0", "-1", "nan", "inf", "x", "0.1)("])
+def test_softmin_at_an_impossible_temperature(inner: str) -> None:
+    with pytest.raises(ConfigError, match="temperature of softmin must be a number above 0, as in"):
+        aggregate([0.5], f"softmin({inner})", EVERY)
+
+
+def test_softmin_with_a_temperature_is_restricted_too() -> None:
+    with pytest.raises(ConfigError, match=r"'softmin\(0.1\)' is not defined for this recipe"):
+        aggregate([0.5], "softmin(0.1)", ("min", "mean"))
+    with pytest.raises(ConfigError, match=r"an aggregate is a name such as 'last', got 5"):
+        aggregate([0.5], 5, EVERY)  # type: ignore[arg-type]
+
+
+@given(scores=st.lists(st.sampled_from([0.1, 0.3, 0.7, 0.9, 1.0]), max_size=9), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_prod_does_not_depend_on_the_order(scores: list[float], data: st.DataObject) -> None:
+    turned = data.draw(st.permutations(scores))
+    assert aggregate(turned, "prod", EVERY) == aggregate(scores, "prod", EVERY)
+
+
 # --- first error and verdict
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
@@ -36,6 +37,15 @@ REFRESH_S: Final = 0.1  # of the progress line
 @force_option
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
+@click.option(
+    "--on-too-long",
+    metavar="POLICY",
+    type=click.Choice(["error", "null", "window"]),
+    default="null",
+    show_default=True,
+    help="Beyond the model's limit: error, null (no score), or window (scored with the problem "
+    "and only the last steps before).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 def score_command(
@@ -48,6 +58,7 @@ def score_command(
     force: bool,
     threshold: float | None,
     by: str | None,
+    on_too_long: str,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -77,7 +88,14 @@ def score_command(
         if not quiet:
             click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
             say_notice(scorer.package.manifest)
-        lines = score_records(scorer, read_lines(source), by=by, threshold=threshold)
+        lines = score_records(
+            scorer,
+            read_lines(source),
+            by=by,
+            threshold=threshold,
+            on_too_long=on_too_long,
+            ahead=file not in (None, STANDARD) and Path(str(file)).is_file(),
+        )
         progress = Progress(enabled=not quiet and _progress_is_seen(out))
         tally = write_lines(lines, sink, progress, flush=out == STANDARD)
     tally.say(quiet=quiet)

@@ -53,10 +53,13 @@ class Encoded:
 
     ``ids``: int64 (T,). ``reads``: int64 (N,), strictly increasing positions in ``ids``, the one
     at index k scoring step k. Nothing after the last read is encoded: no score depends on it.
+    ``prompt_tokens``: how many of the first tokens depend on the problem alone, where that was
+    asked for.
     """
 
     ids: NDArray[np.int64]
     reads: NDArray[np.int64]
+    prompt_tokens: int = 0
 
 
 def check_text(text: object, what: str) -> str:
@@ -255,6 +258,16 @@ class RecipeEncoder:
         problem = check_text(problem, "problem")
         _check_size(len(problem))
         return self._encode_parts(_section(self._pieces.opening, problem))
+
+    def prompt_tokens(self, problem: str, encoded: Encoded) -> int:
+        """How many tokens of a record depend on its problem alone."""
+        if self.incremental:
+            return len(self.encode_prompt(problem))
+        # where text is joined, the end of the prompt may become other tokens before a step
+        bare = self.encode(problem, []).ids
+        n = min(len(bare), len(encoded.ids))
+        differs = np.flatnonzero(bare[:n] != encoded.ids[:n])
+        return int(differs[0]) if len(differs) else n
 
     def encode_step(self, step: str, *, problem: str | None = None) -> NDArray[np.int64]:
         """Encode what follows the read position of the step before, up to this step's. -> (T,)
