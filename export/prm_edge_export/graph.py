@@ -287,9 +287,9 @@ class _Builder:
             last = index == len(head.layers) - 1
             weight = layer.read(self.tensors).numpy()
             inputs = [source, self.constant(f"head.{index}.weight", weight)]
-            if layer.bias is not None:
-                bias = self.read(layer.bias, layer.outputs)
-                inputs.append(self.constant(f"head.{index}.bias", bias))
+            bias = layer.read_bias(self.tensors)
+            if bias is not None:
+                inputs.append(self.constant(f"head.{index}.bias", bias.numpy()))
             name = contract.LOGITS.name if last else f"head.{index}"
             source = self.node("Gemm", inputs, [name], transB=1)
             if not last:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 from .checkpoint import Tensors
-from .heads import LINEAR, Head
+from .heads import LINEAR, UNUSED_PREFIX, Head
 from .model_config import DecoderConfig
 from .rope import inverse_frequencies
 
@@ -46,7 +46,11 @@ class Reference:
 
 def unused_by_decoders(name: str) -> bool:
     """Whether a decoder's checkpoint may carry this tensor without any score needing it."""
-    return name in KNOWN_UNUSED or name.endswith(KNOWN_UNUSED_ENDINGS)
+    return (
+        name in KNOWN_UNUSED
+        or name.endswith(KNOWN_UNUSED_ENDINGS)
+        or name.startswith(UNUSED_PREFIX)
+    )
 
 
 def refuse_unused(
@@ -128,8 +132,9 @@ def _top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
         linear = torch.nn.Linear(layer.inputs, layer.outputs, bias=layer.bias is not None)
         with torch.no_grad():
             linear.weight.copy_(layer.read(tensors))
-            if layer.bias is not None:
-                linear.bias.copy_(tensors.torch(layer.bias, (layer.outputs,)))
+            bias = layer.read_bias(tensors)
+            if bias is not None:
+                linear.bias.copy_(bias)
         modules += [linear, torch.nn.ReLU()]
     return torch.nn.Sequential(*modules[:-1])
 

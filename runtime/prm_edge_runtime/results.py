@@ -18,7 +18,8 @@ class StepScores:
 
     ``scores``: in the recipe's range, None where ``status`` is not ``scored``.
     ``status``: ``scored``, or ``too_long`` for a step that ends beyond the package's limit.
-    ``threshold``: a score below it counts as an error. ``n_tokens``: length of the whole record;
+    ``threshold``: a score below it counts as an error. ``redundancy``: how redundant each step is,
+    None where the recipe does not say. ``n_tokens``: length of the whole record;
     ``n_tokens_run``: tokens the model really ran for it, without those that it shares with another
     candidate run before it. ``default_aggregate``: the recipe's own.
     """
@@ -31,6 +32,7 @@ class StepScores:
     aggregates: tuple[str, ...]
     default_aggregate: str
     logits: tuple[tuple[float, ...] | None, ...] = field(repr=False)
+    redundancy: tuple[float | None, ...] | None = None
 
     @property
     def first_error(self) -> int | None:

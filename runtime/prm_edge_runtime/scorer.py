@@ -169,6 +169,7 @@ class Scorer:
 
     def _result(self, encoded: Encoded, logits: NDArray[np.float32], n_run: int) -> StepScores:
         scores = scoring.scores_from_logits(logits, self.recipe.score)
+        redundancy = scoring.redundancy_from_logits(logits, self.recipe.score)
         missing = len(encoded.reads) - len(scores)
         return StepScores(
             scores=(*(float(score) for score in scores), *(None,) * missing),
@@ -179,6 +180,9 @@ class Scorer:
             aggregates=self.recipe.aggregates,
             default_aggregate=self.recipe.aggregate,
             logits=(*(tuple(map(float, row)) for row in logits), *(None,) * missing),
+            redundancy=None
+            if redundancy is None
+            else (*(float(value) for value in redundancy), *(None,) * missing),
         )
 
     def score_many(self, items: Iterable[tuple[str, Sequence[str]]]) -> list[StepScores]:
