@@ -57,11 +57,13 @@ def tokenizer(
     plain: tuple[str, ...] = (),
     size: int = 384,
     qwen: bool = False,
+    often: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE like Qwen2's and Llama 3's, trained on a few sentences.
 
     ``special`` and ``plain``: added tokens that are special, and ones that are not. ``qwen``:
     Qwen2's normalisation and pre-tokenisation, which transformers 5 forces on that model type.
+    ``often``: texts that become tokens of their own where the pre-tokenisation leaves them whole.
     """
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +83,7 @@ def tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(CORPUS, trainer)
+    inner.train_from_iterator([*CORPUS, *often * 50], trainer)
     inner.add_tokens(list(plain))
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -136,7 +138,7 @@ def trl_llama(folder: Path, *, bos: bool = True, seed: int = 1, **changes: Any) 
 def trl_qwen2(folder: Path, *, seed: int = 2, qwen_tokenizer: bool = True, **changes: Any) -> Path:
     """What TRL's PRMTrainer saves for a Qwen2 backbone, without training_args.bin."""
     torch.manual_seed(seed)
-    tok = tokenizer(qwen=qwen_tokenizer)
+    tok = changes.pop("tok", None) or tokenizer(qwen=qwen_tokenizer)
     model = Qwen2ForTokenClassification(Qwen2Config(**sizes(len(tok), **changes)))
     return _save(folder, model, tok)
 
@@ -165,11 +167,17 @@ def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """One with Qwen's chat template and the tag of Qwen2.5-Math-PRM."""
+    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
+    tok.chat_template = CHATML
+    return tok
+
+
 def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) -> Path:
     """The shape of Qwen2.5-Math-PRM: Qwen2, MLP head, an unused lm_head, remote-code config."""
     torch.manual_seed(seed)
-    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
-    tok.chat_template = CHATML
+    tok = changes.pop("tok", None) or chat_tokenizer()
     config = Qwen2Config(**sizes(len(tok), **changes))
     model = Qwen2Model(config)
     random_biases(model)
@@ -180,7 +188,7 @@ def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) ->
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, layer in head.items():
         tensors |= {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
-    tensors["lm_head.weight"] = torch.zeros(len(tok), hidden)
+    tensors["lm_head.weight"] = torch.zeros(config.vocab_size, hidden)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     edit_config(
