@@ -12,6 +12,7 @@ Exit status 1 when a score is further than --max-dp from the authors'.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -31,9 +32,10 @@ from prm_edge_export.plan import ExportOptions  # noqa: E402
 from prm_edge_runtime import Scorer  # noqa: E402
 from prm_edge_runtime.errors import InputError  # noqa: E402
 
+PROVEN = 8
 HEADER = (
     "| family | tokenizer | named | solutions | refused | too long | steps | max \\|dp\\| "
-    "| mean \\|dp\\| | scores |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| mean \\|dp\\| | scores | their std |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -55,7 +57,15 @@ def compare(name: str, tokenizers: Path, data: Path, records: int) -> Compared:
     solutions = refused = too_long = 0
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, options = family_cases.make(name, Path(scratch), tokenizers)
-        asked = ExportOptions(checkpoint=checkpoint, out=Path(scratch) / "package", **options)
+        # the exporter's own proof on a few; all that counts here comes after it
+        proof = Path(scratch) / "proof.jsonl"
+        few = family_cases.real_records(data, PROVEN)
+        proof.write_text(
+            "".join(json.dumps({"problem": p, "steps": s}) + "\n" for p, s in few), "utf-8"
+        )
+        asked = ExportOptions(
+            checkpoint=checkpoint, out=Path(scratch) / "package", verify=proof, **options
+        )
         with Scorer.load(export(asked).out, self_test=True) as scorer:
             assert scorer.recipe.family == name
             for problem, given in family_cases.real_records(data, 2 * records):
@@ -93,7 +103,7 @@ def row(name: str, result: Compared) -> str:
         f"| `{name}` | {case.published} | {'yes' if case.recipe else 'no'} | {result.solutions} "
         f"| {result.refused} | {result.too_long} | {len(result.scores)} "
         f"| {result.differences.max():.1e} | {result.differences.mean():.1e} "
-        f"| {result.scores.min():.3f} to {result.scores.max():.3f} |"
+        f"| {result.scores.min():.3f} to {result.scores.max():.3f} | {result.scores.std():.2f} |"
     )
 
 

@@ -22,8 +22,14 @@ from transformers import PreTrainedTokenizerFast
 Record = tuple[str, list[str]]
 Judge = Callable[[Path, str, list[str]], list[float]]
 
-# small, so that 200 solutions are judged in minutes; the vocabulary is the tokenizer's own
-REAL_SIZES: Final = {"hidden_size": 32, "head_dim": 16, "max_position_embeddings": 4096}
+# small, so that 200 solutions are judged in minutes, and random enough for what stands before a
+# tag to matter; the vocabulary is the tokenizer's own
+REAL_SIZES: Final = {
+    "hidden_size": 32,
+    "head_dim": 16,
+    "initializer_range": 0.4,
+    "max_position_embeddings": 4096,
+}
 FILES: Final = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -97,9 +103,7 @@ CASES: Final[dict[str, Case]] = {
     ),
     "skywork-o1-prm": Case(
         maker=family_checkpoints.skywork,
-        judge=lambda path, p, s: torch_reference.skywork_scores(
-            path, checkpoints.read_tensors(path), p, s
-        ),
+        judge=torch_reference.skywork_scores,
         published="qwen2_5",
         prepare=_bos_token,
         strip=False,
@@ -194,8 +198,8 @@ def published_tokenizer(case: Case, tokenizers: Path, folder: Path) -> Any:
 def make(name: str, folder: Path, tokenizers: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """A checkpoint and the options of its export; with published tokenizers if they are given."""
     case = CASES[name]
-    changes = dict(case.changes)
-    options = {"recipe": case.recipe, "separator": case.separator}
+    changes = {"initializer_range": REAL_SIZES["initializer_range"], **case.changes}
+    options: dict[str, Any] = {"recipe": case.recipe, "separator": case.separator}
     if tokenizers is not None:
         changes |= REAL_SIZES
         changes["tok"] = published_tokenizer(case, tokenizers, folder / "tokenizer")

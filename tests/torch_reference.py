@@ -88,15 +88,15 @@ def rlhflow_scores(checkpoint: Path, prompt: str, ans_list: list[str]) -> list[f
         rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
         ids = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            logits = model(ids).logits[:, -3, candidate_tokens]
+            # of the last three positions alone, which is all that is read
+            logits = model(ids, logits_to_keep=3).logits[:, -3, candidate_tokens]
             single_step_score.append(float(logits.softmax(dim=-1)[0, 0]))
     return single_step_score
 
 
-def skywork_scores(
-    checkpoint: Path, weights: dict[str, torch.Tensor], problem: str, steps: list[str]
-) -> list[float]:
-    """SkyworkAI/skywork-o1-prm-inference: prepare_input and PRM_MODEL, from plain tensors."""
+@lru_cache(maxsize=1)
+def _skywork(checkpoint: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    weights = load_file(checkpoint / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
     config.architectures = None
@@ -106,6 +106,12 @@ def skywork_scores(
     model.load_state_dict(
         {n.removeprefix(prefix): v for n, v in weights.items() if not n.startswith("v_head.")}
     )
+    return tokenizer, model, weights
+
+
+def skywork_scores(checkpoint: Path, problem: str, steps: list[str]) -> list[float]:
+    """SkyworkAI/skywork-o1-prm-inference: prepare_input and PRM_MODEL, from plain tensors."""
+    tokenizer, model, weights = _skywork(checkpoint)
     input_ids = tokenizer.encode(tokenizer.bos_token + problem + "\n", add_special_tokens=False)
     flags = [0] * len(input_ids)
     step_token_id = tokenizer.encode("\n", add_special_tokens=False)[-1]
@@ -115,7 +121,7 @@ def skywork_scores(
         input_ids.extend(step_ids)
         flags.extend([0] * (len(step_ids) - 1) + [1])
     with torch.no_grad():
-        hidden = model(torch.tensor([input_ids]), output_hidden_states=True).hidden_states[-1]
+        hidden = model.model(torch.tensor([input_ids])).last_hidden_state
         value = torch.nn.functional.linear(
             hidden, weights["v_head.summary.weight"], weights["v_head.summary.bias"]
         )[0, :, 0]
