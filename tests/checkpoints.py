@@ -17,10 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForTokenClassification,
     LlamaConfig,
     LlamaForTokenClassification,
     MistralConfig,
     MistralForTokenClassification,
+    Phi3Config,
+    Phi3ForTokenClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForTokenClassification,
@@ -157,6 +161,25 @@ def trl_mistral(folder: Path, *, window: int | None = None, seed: int = 5, **cha
     tok = tokenizer(bos=True)
     config = MistralConfig(**sizes(len(tok), sliding_window=window, **changes))
     return _save(folder, MistralForTokenClassification(config), tok)
+
+
+def trl_phi3(folder: Path, *, window: int | None = None, seed: int = 6, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Phi-3 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = Phi3Config(**sizes(len(tok), sliding_window=window, **ids, **changes))
+    return _save(folder, Phi3ForTokenClassification(config), tok)
+
+
+def trl_gemma2(folder: Path, *, window: int = 1024, seed: int = 7, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Gemma 2 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    shape = {"head_dim": 32, "query_pre_attn_scalar": 24, "num_hidden_layers": 3, **changes}
+    config = Gemma2Config(**sizes(len(tok), sliding_window=window, **ids, **shape))
+    return _save(folder, Gemma2ForTokenClassification(config), tok)
 
 
 def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:

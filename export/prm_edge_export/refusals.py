@@ -43,6 +43,12 @@ REFUSALS: Final = (
         reason="its steps are judged from images, and a package scores text alone",
     ),
     Refusal(
+        name="a Gemma 3 model",
+        shows=lambda checkpoint, added: str(checkpoint.config.get("model_type")) == "gemma3_text",
+        reason="its layers turn by two rotary embeddings, where the graph builds one; Gemma 2 is "
+        "exported",
+    ),
+    Refusal(
         name="a two-pass PRM (PathFinder-PRM)",
         shows=_adds("<+>", "<->", "<extra>"),
         reason="its second pass depends on verdicts of the first, two runs for each step, and a "
