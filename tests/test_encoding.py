@@ -681,7 +681,7 @@ def test_tag_of_two_tokens_is_read_at_its_first() -> None:
     encoded = PAIR.encode("What\n\nnow?", steps)
     text = "Q\n\nWhat\n\nnow?\n\none\nline\n\ntwo\n\n\n\nfour\n\n"
     assert [*encoded.ids.tolist(), NEWLINES[0]] == plain_ids(text)
-    ends = (24, 29, 31, 37)
+    ends = (23, 28, 30, 36)
     assert [text[at : at + 2] for at in ends] == ["\n\n"] * 4
     assert encoded.reads.tolist() == [len(plain_ids(text[:at])) for at in ends]
     for step in ("a\n\nb", "a\n\n\nb"):

@@ -66,12 +66,13 @@ def _verdict_recipe(
 # whitespace at its ends would merge with the tag, and is left out.
 def build_shepherd(request: Request) -> Recipe:
     """The recipe of Math-Shepherd."""
+    tag = _tag(request, SHEPHERD_TAG)
     return _verdict_recipe(
         family="math-shepherd",
         encode="joint",
         prompt=(*required_bos(request), Slot(name="problem"), Text(text=" ")),
         between=(Text(text="\n"),),
-        step=(Slot(name="step", strip=True), _tag(request, SHEPHERD_TAG)),
+        step=(Slot(name="step", strip=True), tag),
         split="\n",
         aggregate="min",
     )
