@@ -264,6 +264,11 @@ def describe(result: StepScores) -> dict[str, Any]:
         "threshold": result.threshold,
         "status": list(result.status),
         "n_tokens": result.n_tokens,
+        **(
+            {}
+            if result.redundancy is None
+            else {"redundancy": [rounded(value) for value in result.redundancy]}
+        ),
     }
 
 

@@ -27,6 +27,8 @@ TOKENIZER_NAME: Final = "tokenizer.json"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLE: Final = "pytorch_model.bin"
+REWARD_FILE: Final = "reward_head.pt"  # the head of ReasonFlux-PRM-1.5B, apart from its weights
+REWARD_NAME: Final = "reward_head"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 EMBEDDING_ENDING: Final = "model.embed_tokens.weight"
@@ -113,13 +115,15 @@ class Tensors:
         self.used: set[str] = set()
         for name, expected in _weight_files(root).items():
             self._open(root, name, expected)
+        if (root / REWARD_FILE).is_file():
+            self._open(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
         self.info = _plain_names(self.info)
 
-    def _open(self, root: Path, name: str, expected: set[str] | None) -> None:
+    def _open(self, root: Path, name: str, expected: set[str] | None, prefix: str = "") -> None:
         try:
             opened = (
                 open_pickle(root / name)
-                if name.endswith(".bin")
+                if name.endswith((".bin", ".pt"))
                 else safe_open(root / name, framework="pt")
             )
             handle: Any = self._stack.enter_context(opened)
@@ -138,14 +142,15 @@ class Tensors:
             raise CheckpointError(
                 f"{root / name} lacks tensors that the index puts there: {missing}"
             )
-        for key in sorted(keys):
+        for stored in sorted(keys):
+            key = prefix + stored
             if key in self.info:
                 raise CheckpointError(
                     f"tensor {key!r} is in {self.info[key].file} and in {name}; keep one of them"
                 )
-            view = handle.get_slice(key)
+            view = handle.get_slice(stored)
             self.info[key] = TensorInfo(
-                file=name, stored=key, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
+                file=name, stored=stored, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
             )
 
     def __contains__(self, name: str) -> bool:

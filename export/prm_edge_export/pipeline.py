@@ -76,7 +76,7 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
-        texts, texts_sha256 = proof.load_texts(options.verify)
+        texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify)
         records = [(text.problem, text.steps) for text in texts]
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
         say(f"tokenization: {agreed} records encoded exactly as transformers does")
@@ -275,7 +275,7 @@ def preview(options: ExportOptions) -> list[str]:
     """
     with Checkpoint(options.checkpoint) as checkpoint:
         plan = make_plan(options, checkpoint)
-        texts, _ = proof.load_texts(options.verify)
+        texts, _ = proof.texts_for(plan.recipe, options.verify)
         text = texts[0]
         encoded = plan.encoder.encode(text.problem, text.steps)
         reads = set(encoded.reads.tolist())

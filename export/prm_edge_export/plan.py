@@ -22,7 +22,7 @@ from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
 from .checkpoint import Checkpoint
 from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
-from .heads import ROWS, Head, find_head, vocabulary_rows
+from .heads import CLASSIFIER, LINEAR, ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
 from .refusals import refuse_headless, refuse_known
 from .tokenization import check_tokenization
@@ -108,7 +108,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     files = read_tokenizer(checkpoint.root)
     refuse_known(checkpoint, files.added)
     found = find_head(checkpoint.tensors)
-    family = _family(options, checkpoint, found, reasons)
+    family = _family(options, checkpoint, found, files.added, reasons)
     tokenizer = auto_tokenizer(files, model_type)
     head = found or _verdict_rows(checkpoint, family, tokenizer)
     _describe_head(checkpoint, head, reasons)
@@ -118,6 +118,8 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         tokenizer=tokenizer,
         separator=_separator(options, checkpoint, family, reasons, notes),
         good=good_index(family, checkpoint.config, head.logits, options.good_label),
+        logits=head.logits,
+        config=checkpoint.config,
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
@@ -139,7 +141,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         backend=backend,
         head=head,
         decoder=decoder,
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens, family.max_tokens or max_tokens),
         notes=notes,
         reasons=tuple(reasons),
     )
@@ -171,7 +173,10 @@ def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> No
 
 
 def _score_line(recipe: Recipe) -> str:
-    good = f", {recipe.score.good} is good" if recipe.logits > 1 else ""
+    score = recipe.score
+    good = f", {score.good} is good" if score.kind in ("softmax", "difference") else ""
+    if score.kind == "classes":
+        good = f", {' and '.join(map(str, score.valid))} are good, {score.redundant} is redundant"
     return f"score: {recipe.score.kind} of {recipe.logits} logits{good}"
 
 
@@ -191,7 +196,11 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
 
 
 def _family(
-    options: ExportOptions, checkpoint: Checkpoint, head: Head | None, reasons: list[str]
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    head: Head | None,
+    added: Mapping[str, int],
+    reasons: list[str],
 ) -> Family:
     kind = ROWS if head is None else head.kind
     if options.recipe is not None:
@@ -212,12 +221,23 @@ def _family(
             f"architecture {_named(checkpoint)} has no per-step head that is known: a sequence "
             "classifier scores whole texts, not steps"
         )
-    family = next(f for f in FAMILIES.values() if f.detected and kind in f.heads)
+    family = _detected(checkpoint.config.get("model_type"), kind, added)
     _check_model_type(checkpoint, family)
     others = [f.name for f in FAMILIES.values() if kind in f.heads and f is not family]
     also = f"; for {' or '.join(others)} pass --recipe" if others else ""
     reasons.append(f"recipe: {family.name} ({family.title}), from the head{also}")
     return family
+
+
+def _detected(model_type: object, kind: str, added: Mapping[str, int]) -> Family:
+    """The family with this head that suits best; else any with it, to be refused by name."""
+    fit = [f for f in FAMILIES.values() if f.detected and kind in f.heads]
+    suited = [
+        f
+        for f in fit
+        if set(f.marks) <= added.keys() and (not f.model_types or model_type in f.model_types)
+    ]
+    return max(suited, key=lambda f: len(f.marks)) if suited else fit[0]
 
 
 def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
@@ -285,7 +305,7 @@ def _backend(
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are
         raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")
-    if backend == OPTIMUM and head.kind in ("mlp", "rows", "value"):
+    if backend == OPTIMUM and head.kind not in (LINEAR, CLASSIFIER):
         what = "two-layer" if head.kind == "mlp" else head.kind
         raise UnsupportedError(
             f"optimum cannot export a {what} head: its class is remote code; use --backend native"

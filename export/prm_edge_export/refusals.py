@@ -36,10 +36,6 @@ def _adds(*tokens: str) -> Shows:
     return lambda checkpoint, added: set(tokens) <= added.keys()
 
 
-def _holds(prefix: str) -> Shows:
-    return lambda checkpoint, added: any(name.startswith(prefix) for name in checkpoint.tensors)
-
-
 REFUSALS: Final = (
     Refusal(
         name="a vision model (such as VisualPRM)",
@@ -47,21 +43,16 @@ REFUSALS: Final = (
         reason="its steps are judged from images, and a package scores text alone",
     ),
     Refusal(
+        name="a Gemma 3 model",
+        shows=lambda checkpoint, added: str(checkpoint.config.get("model_type")) == "gemma3_text",
+        reason="its layers turn by two rotary embeddings, where the graph builds one; Gemma 2 is "
+        "exported",
+    ),
+    Refusal(
         name="a two-pass PRM (PathFinder-PRM)",
         shows=_adds("<+>", "<->", "<extra>"),
         reason="its second pass depends on verdicts of the first, two runs for each step, and a "
         "package is scored in one run",
-    ),
-    Refusal(
-        name="an ensemble PRM (ActPRM)",
-        shows=_holds("score.model.nn"),
-        reason="its score is a mean over several heads, which no recipe expresses yet",
-    ),
-    Refusal(
-        name="a ReasonEval model",
-        shows=_holds("score_head."),
-        reason="it scores validity and redundancy from three classes, which no recipe expresses "
-        "yet",
     ),
 )
 
@@ -96,7 +87,8 @@ def refuse_headless(architecture: str, recipes: list[str]) -> NoReturn:
     hint = (
         "a sequence classifier scores whole texts, not steps"
         if "SequenceClassification" in architecture
-        else "expected score.weight, classifier.weight, score.0/score.2 or v_head.summary weights"
+        else "expected score.weight, classifier.weight, score.0/score.2, v_head.summary, "
+        "score_head.weight, score.model.nn1/nn2/nn_out or reward_head.pt"
     )
     raise UnsupportedError(
         f"architecture {architecture} has no per-step head that is known: {hint}; see "

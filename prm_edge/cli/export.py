@@ -35,8 +35,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--recipe",
     metavar="NAME",
-    help="trl, pure, qwen2.5-math-prm, reasonflux-prm, skywork-o1-prm, math-shepherd, "
-    "rlhflow-deepseek or rlhflow-mistral. Default: found from the checkpoint.",
+    help="trl, pure, qwen2.5-math-prm, reasonflux-prm, skywork-o1-prm, pqm, reasoneval-7b, "
+    "reasoneval-34b, actprm, llemma, reasonflux-prm-1.5b, math-shepherd, rlhflow-deepseek, "
+    "rlhflow-mistral, er-prm, versaprm or math-psa. Default: found from the checkpoint.",
 )
 @click.option(
     "--separator", metavar="TEXT", help=r"Step separator of a TRL checkpoint; \n is a newline."

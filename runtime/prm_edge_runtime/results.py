@@ -18,10 +18,12 @@ STATUSES: Final = (SCORED, TOO_LONG, WINDOWED, OUT_OF_DOMAIN)
 class StepScores:
     """Scores of one solution, one entry per step given.
 
-    ``scores``: in the recipe's range, None where ``status`` is ``too_long``.
-    ``status``: ``scored``; ``too_long`` for a step that ends beyond the package's limit; or
-    ``windowed`` for one that was scored with the problem and only the last steps before it.
-    ``threshold``: a score below it counts as an error. ``n_tokens``: length of the whole record;
+    ``scores``: in the recipe's range, None where ``status`` is ``too_long`` or ``out_of_domain``.
+    ``status``: ``scored``; ``too_long`` for a step that ends beyond the package's limit;
+    ``windowed`` for one that was scored with the problem and only the last steps before it; or
+    ``out_of_domain`` where the embedded default cannot judge the record. ``threshold``: a score
+    below it counts as an error. ``redundancy``: how redundant each step is, None where the recipe
+    does not say. ``n_tokens``: length of the whole record;
     ``n_tokens_run``: tokens the model really ran for it, without those that it shares with another
     record run before it; results may be equal whatever was run. ``default_aggregate``: the
     recipe's own.
@@ -35,6 +37,7 @@ class StepScores:
     aggregates: tuple[str, ...]
     default_aggregate: str
     logits: tuple[tuple[float, ...] | None, ...] = field(repr=False)
+    redundancy: tuple[float | None, ...] | None = None
 
     @property
     def first_error(self) -> int | None:

@@ -328,12 +328,15 @@ class Scorer:
         scores: list[float | None] = [None] * n_steps
         status = [item.missing] * n_steps
         logits: list[tuple[float, ...] | None] = [None] * n_steps
+        redundancy: list[float | None] = [None] * n_steps
         for part, (rows, _) in zip(item.parts, found, strict=True):
             values = scoring.scores_from_logits(rows, self.recipe.score)
+            redundant = scoring.redundancy_from_logits(rows, self.recipe.score)
             for index in range(part.context, len(rows)):
                 at = part.first + index
                 scores[at], status[at] = float(values[index]), part.status
                 logits[at] = tuple(map(float, rows[index]))
+                redundancy[at] = None if redundant is None else float(redundant[index])
         return StepScores(
             scores=tuple(scores),
             status=tuple(status),
@@ -343,6 +346,7 @@ class Scorer:
             aggregates=self.recipe.aggregates,
             default_aggregate=self.recipe.aggregate,
             logits=tuple(logits),
+            redundancy=None if self.recipe.score.redundant is None else tuple(redundancy),
         )
 
     def session(self, problem: str) -> Session:

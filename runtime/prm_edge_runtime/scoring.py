@@ -43,12 +43,32 @@ def scores_from_logits(logits: NDArray[np.float32], score: Score) -> NDArray[np.
         return wide[:, 0]
     if score.kind == "sigmoid":
         return _sigmoid(wide[:, 0])
-    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)  # (N, C)
-    good: NDArray[np.float64] = probabilities[:, score.good]
+    if score.kind == "mean_sigmoid":
+        mean: NDArray[np.float64] = _sigmoid(wide).sum(axis=1) / wide.shape[1]
+        return mean
+    probabilities = _softmax(wide)
+    good: NDArray[np.float64]
+    if score.kind == "classes":
+        good = probabilities[:, list(score.valid)].sum(axis=1)
+        return np.minimum(good, 1.0, out=good)  # whatever was rounded
+    good = probabilities[:, score.good]
     if score.kind == "difference":
         good = good - probabilities[:, score.bad]
     return good
+
+
+def redundancy_from_logits(logits: NDArray[np.float32], score: Score) -> NDArray[np.float64] | None:
+    """How redundant each step is; None where the recipe does not say. (N, C) -> (N,)"""
+    if score.redundant is None:
+        return None
+    found: NDArray[np.float64] = _softmax(logits.astype(np.float64))[:, score.redundant]
+    return found
+
+
+def _softmax(wide: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)  # (N, C)
+    return probabilities
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
