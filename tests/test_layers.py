@@ -25,7 +25,7 @@ OWN = {
     "prm_edge": {"prm_edge_export", "prm_edge_runtime"},
 }
 RUNTIME = {"numpy", "tokenizers", "onnxruntime"}
-HEAVY = {"onnx", "optimum", "safetensors", "torch", "transformers"}
+HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
     "prm_edge_export": RUNTIME | HEAVY,

@@ -56,6 +56,8 @@ class ExportOptions:
     allow_drift: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
+    revision: str | None = None
+    base: str | None = None
 
     @property
     def out_path(self) -> Path:
@@ -105,7 +107,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     if options.notice is not None:
         notes["notice"] = options.notice
     model_type = str(checkpoint.config.get("model_type"))
-    files = read_tokenizer(checkpoint.root)
+    files = read_tokenizer(checkpoint.tokenizer_folder)
     refuse_known(checkpoint, files.added)
     found = find_head(checkpoint.tensors)
     family = _family(options, checkpoint, found, reasons)
@@ -265,11 +267,11 @@ def _separator(
         reasons.append(f"separator: {family.separator!r}, as published for {family.name}")
         return family.separator
     raise CheckpointError(
-        f"a TRL checkpoint does not store its step separator and {checkpoint.root} has no "
+        f"a TRL checkpoint does not store its step separator and {options.checkpoint} has no "
         f"readable {TRAINING_ARGS_NAME}: if it was trained with the default, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n'\n"
+        f"  prm-edge export {options.checkpoint} --separator '\\n'\n"
         "or if its steps were separated by a blank line, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n\\n'"
+        f"  prm-edge export {options.checkpoint} --separator '\\n\\n'"
     )
 
 
