@@ -171,7 +171,8 @@ def _build(plan: Plan, folder: Path, say: Say) -> proof.Reference:
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
         return load_reference(plan.decoder, plan.head, tensors)
-    from .optimum_backend import export_stateless, load_encoder
+    from .encoders import load_encoder
+    from .optimum_backend import export_stateless
 
     export_stateless(plan.checkpoint, folder / GRAPH_NAME)
     say("graph: exported by optimum")

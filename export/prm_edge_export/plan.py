@@ -346,6 +346,6 @@ def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int,
     """Rows of the embedding, and the longest record."""
     if decoder is not None:
         return decoder.vocab, decoder.max_positions
-    from .optimum_backend import limits
+    from .encoders import limits
 
     return limits(checkpoint)
