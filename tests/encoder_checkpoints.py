@@ -108,6 +108,9 @@ def encoder(kind: str, folder: Path, *, seed: int = 4, **changes: Any) -> Path:
         weight = model.classifier.weight
         # separators look alike to an encoder: twice the spread makes logits spread by 1
         weight.normal_(0.0, 2 * HEAD_SPREAD / weight.shape[1] ** 0.5)
+        # ... around 0, or every score would be 0 or 1
+        logits = model.eval()(input_ids=torch.arange(5, 105)[None]).logits
+        model.classifier.bias.sub_(logits.mean(dim=(0, 1)))
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder

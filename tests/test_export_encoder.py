@@ -19,6 +19,9 @@ from prm_edge_export.encoders import ENCODERS, limits, load_encoder
 from prm_edge_export.encoders import read_encoder_config as read
 from prm_edge_runtime.errors import CheckpointError, ProofError, UnsupportedError
 
+# transformers 4.57 uses what torch deprecates, when it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 CONFIG = {
     "model_type": "bert",
     "vocab_size": 100,
