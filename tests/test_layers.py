@@ -28,7 +28,7 @@ RUNTIME = {"numpy", "tokenizers", "onnxruntime"}
 HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
-    "prm_edge_export": RUNTIME | HEAVY,
+    "prm_edge_export": RUNTIME | HEAVY | {"tomli"},
     "prm_edge": RUNTIME | {"click", "rich", "torch", "tqdm", "transformers"},
 }
 # the one place for each, below the package that owns the rule

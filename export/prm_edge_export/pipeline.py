@@ -270,6 +270,16 @@ def _license(plan: Plan) -> str | None:
     return found.group(1) if found else None
 
 
+def planned(options: ExportOptions) -> Plan:
+    """What an export would decide; its checkpoint is closed again.
+
+    Raises:
+        ExportError: as :func:`export` would, before any weight is read.
+    """
+    with _open(options) as checkpoint:
+        return make_plan(options, checkpoint)
+
+
 def preview(options: ExportOptions) -> list[str]:
     """What an export would decide, and one encoded example with its read positions marked.
 

@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint
 from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
 from .heads import ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .own_recipe import SUFFIX, read_recipe_file
 from .refusals import refuse_headless, refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
@@ -123,6 +124,11 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
+    if recipe.logits != head.logits:
+        raise CheckpointError(
+            f"recipe {family.name!r} is for {recipe.logits} logits, the head "
+            f"{checkpoint.tensors.where(head.layers[-1].weight)} gives {head.logits}"
+        )
     reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
@@ -152,11 +158,21 @@ def _check_choices(options: ExportOptions) -> None:
         ("--target", options.target, TARGETS),
         ("--precision", options.precision, PRECISIONS),
         ("--backend", options.backend, BACKENDS),
-        ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
         ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+
+
+def _chosen(recipe: str) -> Family:
+    """The family that ``--recipe`` names: a built-in one, or a file."""
+    if recipe in FAMILIES:
+        return FAMILIES[recipe]
+    if recipe.endswith(SUFFIX):
+        return read_recipe_file(Path(recipe))
+    raise ConfigError(
+        f"--recipe {recipe!r} is neither one of {', '.join(FAMILIES)} nor a {SUFFIX} file"
+    )
 
 
 def _named(checkpoint: Checkpoint) -> str:
@@ -181,7 +197,7 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
     """The rows of the vocabulary with which a language model answers."""
     rows = []
     for word in family.verdicts:
-        ids = encode_plain(tokenizer, word)
+        ids = [word] if isinstance(word, int) else encode_plain(tokenizer, word)
         if len(ids) != 1:
             raise CheckpointError(
                 f"recipe {family.name!r} needs {word!r} to be one token, this tokenizer encodes it "
@@ -197,7 +213,7 @@ def _family(
 ) -> Family:
     kind = ROWS if head is None else head.kind
     if options.recipe is not None:
-        family = FAMILIES[options.recipe]
+        family = _chosen(options.recipe)
         if kind not in family.heads:
             raise CheckpointError(
                 f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "

@@ -14,6 +14,7 @@ from .demo import demo_command
 from .export import export_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
+from .recipes import recipes_command
 from .score import score_command
 
 __all__ = ["cli", "main"]
@@ -33,7 +34,13 @@ def cli() -> None:
     """
 
 
-for command in (score_command, demo_command, export_command, inspect_command):
+for command in (
+    score_command,
+    demo_command,
+    export_command,
+    inspect_command,
+    recipes_command,
+):
     cli.add_command(command)
 
 

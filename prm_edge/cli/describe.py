@@ -31,7 +31,9 @@ FORMULAS: Final = {
 }
 ENCODINGS: Final = {
     "joint": "neighbouring text is encoded as one string",
+    "sections": "text is encoded as one string within the prompt and within each step",
     "separate": "every part is encoded on its own",
+    "trimmed": "neighbouring text is encoded as one string, without whitespace at its ends",
 }
 
 

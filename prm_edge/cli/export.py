@@ -35,9 +35,10 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("out", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--recipe",
-    metavar="NAME",
+    metavar="RECIPE",
     help="trl, pure, qwen2.5-math-prm, reasonflux-prm, skywork-o1-prm, math-shepherd, "
-    "rlhflow-deepseek or rlhflow-mistral. Default: found from the checkpoint.",
+    "rlhflow-deepseek or rlhflow-mistral, or a .toml file of your own (see `prm-edge recipes`). "
+    "Default: found from the checkpoint.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option(
