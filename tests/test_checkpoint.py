@@ -300,7 +300,7 @@ def test_tokenizer_missing_or_damaged(folder: Path) -> None:
 def test_tokenizer_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prm_edge_export.tokenizer_files.MAX_TOKENIZER_BYTES", 1)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is larger than 1 bytes"):
+    with pytest.raises(CheckpointError, match="has 2 bytes, more than the 1 that are read"):
         read_tokenizer(folder)
 
 

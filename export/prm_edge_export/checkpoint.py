@@ -163,8 +163,9 @@ class Tensors:
             )
             handle: Any = self._stack.enter_context(opened)
         except FileNotFoundError:
+            held = f" (tensor {min(expected)!r} and others)" if expected else ""
             raise CheckpointError(
-                f"{root / name} is missing; download every shard that the index names"
+                f"{root / name} is missing; download every shard that the index names{held}"
             ) from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

@@ -20,7 +20,7 @@ from prm_edge_runtime.errors import (
 )
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER_NAME, Checkpoint
 from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
 from .heads import ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
@@ -132,8 +132,9 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
+        where = checkpoint.tokenizer_folder / TOKENIZER_NAME
         raise CheckpointError(
-            f"the tokenizer has {files.size} ids but the embedding only {vocabulary} rows; use the "
+            f"{where} has {files.size} ids but the embedding only {vocabulary} rows; use the "
             "tokenizer the model was trained with"
         )
     return Plan(

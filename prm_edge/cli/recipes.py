@@ -55,7 +55,9 @@ def recipes_command(name: str | None, checkpoint: Path | None, as_json: bool) ->
     if as_json:
         click.echo(json.dumps({**_row(family), "recipe": data}, ensure_ascii=False))
     else:
-        click.echo(to_toml(data, (f"{family.title}, {source}: for prm-edge export --recipe",)))
+        click.echo(
+            to_toml(data, (f"{family.title}, {source}: for prm-edge export --recipe",)), nl=False
+        )
 
 
 def _row(family: Family) -> dict[str, object]:
