@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from prm_edge_export import encoders
 from prm_edge_export.checkpoint import Checkpoint
-from prm_edge_export.encoders import ENCODERS, limits, load_encoder
-from prm_edge_export.encoders import read_encoder_config as read
+from prm_edge_export.encoder_config import ACTIVATIONS, SCHEMAS, limits
+from prm_edge_export.encoder_config import read_encoder_config as read
+from prm_edge_export.encoders import ENCODERS, load_encoder
 from prm_edge_runtime.errors import CheckpointError, ProofError, UnsupportedError
 
 # transformers 4.57 uses what torch deprecates, when it is imported
@@ -104,6 +105,10 @@ def test_encoder_config_names_every_wrong_value(changes: dict[str, Any], message
 # --- the reference encoder
 
 
+def test_every_encoder_has_a_schema() -> None:
+    assert list(SCHEMAS) == list(ENCODERS)
+
+
 def test_encoder_config_modernbert_in_both_spellings() -> None:
     old = {
         **CONFIG,
@@ -178,7 +183,7 @@ def test_encoder_config_cannot_claim_more_than_the_checkpoint_holds(tmp_path: Pa
         load_encoder(checkpoint)
 
 
-@pytest.mark.parametrize("activation", encoders.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_encoder_reference_is_what_transformers_loads(activation: str, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification
 

@@ -190,6 +190,17 @@ def test_own_recipe_of_every_encoding_agrees_with_transformers(encode: str, tmp_
     check()
 
 
+def test_readme_recipe_is_one(tmp_path: Path) -> None:
+    from test_readme import blocks
+
+    (example,) = blocks("toml")
+    path = tmp_path / "readme.toml"
+    path.write_text(example, encoding="utf-8")
+    checkpoint = family_checkpoints.math_shepherd(tmp_path / "tiny")
+    plan = planned(ExportOptions(checkpoint=checkpoint, recipe=str(path)))
+    assert (plan.recipe.family, plan.head.kind) == ("my-prm", "rows")
+
+
 def test_own_recipe_like_a_built_in_one(tmp_path: Path) -> None:
     checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
     path = tmp_path / "like.toml"

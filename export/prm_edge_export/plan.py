@@ -363,6 +363,6 @@ def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int,
     """Rows of the embedding, and the longest record."""
     if decoder is not None:
         return decoder.vocab, decoder.max_positions
-    from .encoders import limits
+    from .encoder_config import limits
 
     return limits(checkpoint)

@@ -16,13 +16,8 @@ from typing import Any, Final
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
-from .adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    AdaptedCheckpoint,
-    is_adapter,
-    read_adapter_config,
-)
+from .adapter_config import ADAPTER_CONFIG, is_adapter, read_adapter_config
+from .adapters import ADAPTER_WEIGHTS, AdaptedCheckpoint
 from .checkpoint import (
     CONFIG_NAME,
     INDEX,
