@@ -231,8 +231,8 @@ def vocabulary_rows(tensors: Tensors, rows: tuple[int, ...], tied: bool) -> Head
     shape = tensors.shape(weight)
     if len(shape) != 2 or not all(0 <= row < shape[0] for row in rows):
         raise CheckpointError(
-            f"tensor {weight!r} of shape {list(shape)} lacks one of the rows {list(rows)}, which "
-            "the recipe reads; use the tokenizer the model was trained with"
+            f"{tensors.where(weight)} of shape {list(shape)} lacks one of the rows {list(rows)}, "
+            "which the recipe reads; use the tokenizer the model was trained with"
         )
     layer = Layer(weight=weight, bias=None, inputs=shape[1], outputs=len(rows), rows=rows)
     if tied and weight == OUTPUT:
@@ -248,7 +248,8 @@ def vocabulary_rows(tensors: Tensors, rows: tuple[int, ...], tied: bool) -> Head
 def _layer(tensors: Tensors, prefix: str) -> Layer:
     shape = tensors.shape(f"{prefix}.weight")
     if len(shape) != 2:
-        raise CheckpointError(f"tensor '{prefix}.weight' has shape {list(shape)}, expected rank 2")
+        where = tensors.where(f"{prefix}.weight")
+        raise CheckpointError(f"{where} has shape {list(shape)}, expected rank 2")
     bias = f"{prefix}.bias"
     return Layer(
         weight=f"{prefix}.weight",

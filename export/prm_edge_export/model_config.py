@@ -120,6 +120,7 @@ NULL_MEANS: Final = frozenset(
 )
 
 HEAD_DIM_MULTIPLE: Final = 16  # GroupQueryAttention with rotary embedding accepts no other
+MAX_ROTARY: Final = 1 << 29  # numbers in the rotary tables: a million positions of 128 are 1 << 27
 MAX_SIZE: Final = 1 << 24  # of any one dimension; a hostile config must not allocate terabytes
 
 
@@ -274,6 +275,11 @@ def _check(config: DecoderConfig) -> None:
         raise CheckpointError(
             f"config.json: {config.heads} attention heads cannot share {config.kv_heads} "
             "key/value heads"
+        )
+    if config.head_dim * config.max_positions > MAX_ROTARY:
+        raise CheckpointError(
+            f"config.json: {config.max_positions} positions (max_position_embeddings) of head size "
+            f"{config.head_dim} are more than any model has"
         )
     if config.head_dim % HEAD_DIM_MULTIPLE:
         raise UnsupportedError(

@@ -20,10 +20,11 @@ from prm_edge_runtime.errors import (
 )
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER_NAME, Checkpoint
 from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
 from .heads import CLASSIFIER, LINEAR, ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .own_recipe import SUFFIX, read_recipe_file
 from .refusals import refuse_headless, refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
@@ -56,6 +57,8 @@ class ExportOptions:
     allow_drift: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
+    revision: str | None = None
+    base: str | None = None
 
     @property
     def out_path(self) -> Path:
@@ -105,7 +108,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     if options.notice is not None:
         notes["notice"] = options.notice
     model_type = str(checkpoint.config.get("model_type"))
-    files = read_tokenizer(checkpoint.root)
+    files = read_tokenizer(checkpoint.tokenizer_folder)
     refuse_known(checkpoint, files.added)
     found = find_head(checkpoint.tensors)
     family = _family(options, checkpoint, found, files.added, reasons)
@@ -123,11 +126,17 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
+    if recipe.logits != head.logits:
+        raise CheckpointError(
+            f"recipe {family.name!r} is for {recipe.logits} logits, the head "
+            f"{checkpoint.tensors.where(head.layers[-1].weight)} gives {head.logits}"
+        )
     reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
+        where = checkpoint.tokenizer_folder / TOKENIZER_NAME
         raise CheckpointError(
-            f"the tokenizer has {files.size} ids but the embedding only {vocabulary} rows; use the "
+            f"{where} has {files.size} ids but the embedding only {vocabulary} rows; use the "
             "tokenizer the model was trained with"
         )
     return Plan(
@@ -152,11 +161,21 @@ def _check_choices(options: ExportOptions) -> None:
         ("--target", options.target, TARGETS),
         ("--precision", options.precision, PRECISIONS),
         ("--backend", options.backend, BACKENDS),
-        ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
         ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+
+
+def _chosen(recipe: str) -> Family:
+    """The family that ``--recipe`` names: a built-in one, or a file."""
+    if recipe in FAMILIES:
+        return FAMILIES[recipe]
+    if recipe.endswith(SUFFIX):
+        return read_recipe_file(Path(recipe))
+    raise ConfigError(
+        f"--recipe {recipe!r} is neither one of {', '.join(FAMILIES)} nor a {SUFFIX} file"
+    )
 
 
 def _named(checkpoint: Checkpoint) -> str:
@@ -184,7 +203,7 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
     """The rows of the vocabulary with which a language model answers."""
     rows = []
     for word in family.verdicts:
-        ids = encode_plain(tokenizer, word)
+        ids = [word] if isinstance(word, int) else encode_plain(tokenizer, word)
         if len(ids) != 1:
             raise CheckpointError(
                 f"recipe {family.name!r} needs {word!r} to be one token, this tokenizer encodes it "
@@ -204,7 +223,7 @@ def _family(
 ) -> Family:
     kind = ROWS if head is None else head.kind
     if options.recipe is not None:
-        family = FAMILIES[options.recipe]
+        family = _chosen(options.recipe)
         if kind not in family.heads:
             raise CheckpointError(
                 f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "
@@ -285,11 +304,11 @@ def _separator(
         reasons.append(f"separator: {family.separator!r}, as published for {family.name}")
         return family.separator
     raise CheckpointError(
-        f"a TRL checkpoint does not store its step separator and {checkpoint.root} has no "
+        f"a TRL checkpoint does not store its step separator and {options.checkpoint} has no "
         f"readable {TRAINING_ARGS_NAME}: if it was trained with the default, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n'\n"
+        f"  prm-edge export {options.checkpoint} --separator '\\n'\n"
         "or if its steps were separated by a blank line, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n\\n'"
+        f"  prm-edge export {options.checkpoint} --separator '\\n\\n'"
     )
 
 
@@ -364,6 +383,6 @@ def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int,
     """Rows of the embedding, and the longest record."""
     if decoder is not None:
         return decoder.vocab, decoder.max_positions
-    from .optimum_backend import limits
+    from .encoder_config import limits
 
     return limits(checkpoint)

@@ -1,6 +1,7 @@
 """Reward models that are understood and not exported, each refused by name with the reason.
 
-Recognised by config.json and by the names of tensors and added tokens, never by a file's name.
+Recognised by config.json, by the names of tensors and added tokens, and by the published name
+where the hub id or config.json says it; never by a file's name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ class Refusal:
     reason: str
 
 
+def _called(*names: str) -> Shows:
+    """Whether it goes by one of these published names, of whatever size and owner."""
+
+    def shows(checkpoint: Checkpoint, added: Mapping[str, int]) -> bool:
+        said = (checkpoint.origin.get("hub"), checkpoint.config.get("_name_or_path"))
+        own = [str(name).rstrip("/").split("/")[-1].lower() for name in said if name]
+        return any(name.startswith(names) for name in own)
+
+    return shows
+
+
 def _sees(checkpoint: Checkpoint, added: Mapping[str, int]) -> bool:
     config = checkpoint.config
     kind = str(config.get("model_type", ""))
@@ -37,6 +49,23 @@ def _adds(*tokens: str) -> Shows:
 
 
 REFUSALS: Final = (
+    Refusal(
+        name="a generative PRM (such as ThinkPRM, GenPRM and R-PRM)",
+        shows=_called("thinkprm", "genprm", "r-prm"),
+        reason="it writes its verdict as text, and a package is scored in one run that writes none",
+    ),
+    Refusal(
+        name="an implicit PRM (such as EurusPRM and ImplicitPRM)",
+        shows=_called("eurusprm", "implicitprm"),
+        reason="its score compares the log-probabilities of two language models, and a package "
+        "holds one model without its vocabulary's output layer",
+    ),
+    Refusal(
+        name="a per-prefix PRM (Universal-PRM)",
+        shows=_called("universal-prm"),
+        reason="it reads each step at an end token put behind it, so that every step needs a run "
+        "of its own, and a package is scored in one run",
+    ),
     Refusal(
         name="a vision model (such as VisualPRM)",
         shows=_sees,

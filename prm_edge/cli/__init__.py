@@ -15,6 +15,7 @@ from .doctor import doctor_command
 from .export import export_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
+from .recipes import recipes_command
 from .score import score_command
 from .try_lines import try_command
 
@@ -41,6 +42,7 @@ for command in (
     try_command,
     export_command,
     inspect_command,
+    recipes_command,
     doctor_command,
 ):
     cli.add_command(command)

@@ -43,7 +43,7 @@ class Family:
     ``detected``: recognised by its head; the others are named with ``--recipe``. ``model_types``:
     the only ones it is published for, empty for any. ``marks``: added tokens that it has, and other
     families with the same head do not. ``good``: the logit of a good step, None when the
-    checkpoint's label names say. ``verdicts``: the words whose rows of the vocabulary are the head.
+    checkpoint's label names say. ``verdicts``: the words (or ids) whose rows of the vocabulary are the head.
     ``max_tokens``: where its authors cut every text. ``separator``: None when the family has none,
     :data:`ASK` when every checkpoint may have its own, else the published one. ``reference``
     encodes with transformers alone, as the family was trained:
@@ -59,7 +59,7 @@ class Family:
     reference: Callable[[Any, Recipe, str, Sequence[str]], tuple[list[int], list[int]]]
     model_types: tuple[str, ...] = ()
     good: int | None = None
-    verdicts: tuple[str, ...] = ()
+    verdicts: tuple[str | int, ...] = ()
     marks: tuple[str, ...] = ()
     max_tokens: int | None = None
 
@@ -76,6 +76,7 @@ def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: in
                 f"recipe {family.name!r} says itself which number is the good one; leave "
                 "--good-label out"
             )
+        _check_names(family, _label_names(config))
         return family.good
     if labels != 2:
         raise UnsupportedError(f"the head has {labels} labels; this recipe needs 2: bad and good")
@@ -94,6 +95,17 @@ def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: in
         f"config.json names the labels {dict(sorted(names.items()))}, which does not say plainly "
         "that 1 is the good one; pass --good-label 0 or --good-label 1"
     )
+
+
+def _check_names(family: Family, names: Mapping[int, str]) -> None:
+    """Refuse label names that contradict a recipe which says itself what is good."""
+    telling = {i: name for i, name in names.items() if not name.startswith("label_")}
+    wrong = [i for i, name in telling.items() if name in (GOOD_WORDS, BAD_WORDS)[i == family.good]]
+    if wrong:
+        raise CheckpointError(
+            f"config.json names the labels {dict(sorted(names.items()))}, the recipe "
+            f"{family.name!r} takes number {family.good} for the good one; correct one of them"
+        )
 
 
 def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
