@@ -43,8 +43,8 @@ class Family:
     ``detected``: recognised by its head; the others are named with ``--recipe``. ``model_types``:
     the only ones it is published for, empty for any. ``marks``: added tokens that it has, and other
     families with the same head do not. ``good``: the logit of a good step, None when the
-    checkpoint's label names say. ``verdicts``: the words (or ids) whose rows of the vocabulary are the head.
-    ``max_tokens``: where its authors cut every text. ``separator``: None when the family has none,
+    checkpoint's label names say. ``verdicts``: the words (or ids) whose rows of the vocabulary are
+    the head. ``max_tokens``: where its authors cut every text. ``separator``: None if it has none,
     :data:`ASK` when every checkpoint may have its own, else the published one. ``reference``
     encodes with transformers alone, as the family was trained:
     (tokenizer, recipe, problem, steps) -> (ids, read positions).
