@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from hypothesis import strategies as st
 from torch_reference import shepherd_scores
 
 from prm_edge.cli import cli
-from prm_edge_export import own_recipe
-from prm_edge_export.families import FAMILIES
+from prm_edge_export import own_recipe, recipe_toml
+from prm_edge_export.families import FAMILIES, Family, Request, encode_plain
 from prm_edge_export.own_recipe import read_recipe_file, tomllib
 from prm_edge_export.pipeline import export, planned
 from prm_edge_export.plan import ExportOptions
 from prm_edge_export.recipe_toml import to_toml
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import CheckpointError, ConfigError, RecipeError, UnsupportedError
+from prm_edge_runtime.recipe import Recipe, Tokens
 
 
 def recipes(*arguments: object) -> Result:
@@ -240,7 +242,7 @@ def test_own_recipe_like_a_built_in_one(tmp_path: Path) -> None:
         ({"step": '[{ text = "x", read = 1 }]'}, "unknown key 'read'"),
         ({"step": '[{ slot = "step" }, { spelled = 3 }]'}, "spelled: must be a string"),
         ({"step": '[{ slot = "step" }, { tag = "x", id = -1 }]'}, "id: must be at least 0"),
-        ({"prompt": '[{ bos = "maybe" }]'}, "bos: must be one of required, if any; got 'maybe'"),
+        ({"prompt": '[{ bos = "maybe" }]'}, "bos: must be one of required, if any, if added; got"),
         ({"score": '{ kind = "softmax" }'}, "score: key 'good' is missing"),
         ({"split": "3"}, "split: must be an object, got an integer"),
         ({"label_meaning": '"vague"'}, "label_meaning: must be one of local, on_path"),
@@ -347,6 +349,63 @@ def test_own_recipe_needs_the_bos_it_names(tmp_path: Path) -> None:
     path = write(tmp_path, prompt='[{ bos = "if any" }, { slot = "problem" }]', **changes)
     plan = planned(ExportOptions(checkpoint=checkpoint, recipe=str(path)))
     assert [part.to_dict() for part in plan.recipe.prompt] == [{"slot": "problem"}]
+
+
+def test_own_recipe_begins_as_the_tokenizer_does(tmp_path: Path) -> None:
+    """Math-Shepherd's kind of tokenizer adds a BOS token; the other one only has it."""
+    adds = family_checkpoints.math_shepherd(tmp_path / "adds")
+    only_has = checkpoints.trl_llama(tmp_path / "has")
+    prompt = '[{ bos = "if added" }, { slot = "problem" }, { text = " " }]'
+    path = write(tmp_path, rows='["+", "-"]', prompt=prompt)
+    first = planned(ExportOptions(checkpoint=adds, recipe=str(path))).recipe.prompt[0]
+    assert first.to_dict() == {"tokens": [1], "spelled": "<s>"}
+    changes = {"rows": None, "step": '[{ slot = "step" }, { spelled = "\\n", read = 0 }]'}
+    path = write(tmp_path, prompt=prompt, **changes)
+    first = planned(ExportOptions(checkpoint=only_has, recipe=str(path))).recipe.prompt[0]
+    assert first.to_dict() == {"slot": "problem"}
+    tokenizer = json.loads((only_has / "tokenizer.json").read_text())
+    special = {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, special],
+        "pair": [],
+        "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [1], "tokens": ["<|end|>"]}},
+    }
+    (only_has / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=r"encodes 'x' as \[\d+, 1\], so it adds more"):
+        planned(ExportOptions(checkpoint=only_has, recipe=str(path)))
+
+
+def _family(**changes: Any) -> Family:
+    def build(request: Request) -> Recipe:
+        begins = request.tokenizer("x")["input_ids"] != encode_plain(request.tokenizer, "x")
+        bos = Tokens(ids=(1,), text="<bos>")
+        data = planned_recipe.to_dict() | {"prompt": [{"slot": "problem"}]}
+        recipe = Recipe.from_dict(data)
+        return replace(recipe, prompt=(bos, *recipe.prompt)) if begins else recipe
+
+    planned_recipe = FAMILIES["trl"].build(recipe_toml._request(FAMILIES["trl"], False, False))
+    return replace(FAMILIES["trl"], build=build, separator=None, good=1, **changes)
+
+
+def test_printed_recipe_depends_on_the_tokenizer_as_the_family_does() -> None:
+    data = recipe_toml.family_data(_family())
+    assert data["prompt"] == [{"bos": "if added"}, {"slot": "problem"}]
+    trl = recipe_toml.family_data(FAMILIES["trl"])
+    assert trl["prompt"] == [{"bos": "if any"}, {"slot": "problem"}]
+    assert recipe_toml.family_data(FAMILIES["math-shepherd"])["prompt"][0] == {"bos": "required"}
+
+    # what has no spelling, or cannot be built from a stand-in, is like the family
+    def odd(request: Request) -> Recipe:
+        recipe = FAMILIES["trl"].build(request)
+        return replace(recipe, step=(recipe.step[0], Tokens(ids=(7, 8), text="\n", read=0)))
+
+    def refused(request: Request) -> Recipe:
+        raise CheckpointError("no")
+
+    assert "like" in recipe_toml.family_data(replace(FAMILIES["trl"], build=odd))
+    data = recipe_toml.family_data(replace(FAMILIES["trl"], build=refused))
+    assert data == {"like": "trl", "title": FAMILIES["trl"].title}
 
 
 def test_own_recipe_and_label_names_must_agree(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ else:
 
 SUFFIX: Final = ".toml"
 MAX_BYTES: Final = 1024 * 1024
-BOS: Final = ("required", "if any")
+# the tokenizer must have one; it may; the recipe begins with one where the tokenizer adds it
+BOS: Final = ("required", "if any", "if added")
 LISTS: Final = ("prompt", "between", "step")
 # keys of a package's recipe, which a file has too; the rest of its keys are a family's
 SHARED: Final = ("family", "encode", "split", "score", "aggregates", "aggregate", "label_meaning")
@@ -251,6 +252,8 @@ def _with(request: Request) -> Resolve:
 
     def resolve(part: Data) -> Iterator[Data]:
         if "bos" in part:
+            if part["bos"] == BOS[2] and not _adds_bos(tokenizer):
+                return
             if tokenizer.bos_token_id is not None:
                 index, text = int(tokenizer.bos_token_id), str(tokenizer.bos_token)
                 yield {"tokens": [index], "spelled": text}
@@ -272,6 +275,18 @@ def _with(request: Request) -> Resolve:
             yield part
 
     return resolve
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    plain = encode_plain(tokenizer, "x")
+    whole = [int(index) for index in tokenizer("x")["input_ids"]]
+    if whole not in (plain, [tokenizer.bos_token_id, *plain]):
+        raise CheckpointError(
+            f"tokenizer.json encodes 'x' as {whole}, so it adds more to a text than a bos_token at "
+            "its start, which this recipe does not have; use the tokenizer the model was trained "
+            "with"
+        )
+    return whole != plain
 
 
 def _tag_id(tokenizer: Any, text: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -24,11 +25,16 @@ _BOS: Final = "<bos>"
 _PIECES: Final = re.compile(r"<[^<>\s]+>| [^\s<]+|[^\s<]+|\s+|<")
 
 
+def _id(piece: str) -> int:
+    """The stand-in's id of a piece: the same whenever it is asked for."""
+    return 1000 + zlib.crc32(piece.encode())
+
+
 class _Added(dict[str, int]):
     """Every token that a family asks for is an added one."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.setdefault(key, 100 + len(self))
+        return self.setdefault(key, _id(key))
 
 
 class _Files:
@@ -42,31 +48,38 @@ class _Files:
 class _Tokenizer:
     """Stands in for transformers' tokenizer: words are tokens, every turn is its role and text."""
 
-    def __init__(self, bos: bool) -> None:
+    def __init__(self, bos: bool, adds_bos: bool) -> None:
+        self.adds_bos = adds_bos
         self.bos_token = _BOS if bos else None
         self.bos_token_id = 1 if bos else None
         self.pad_token, self.pad_token_id = "<pad>", 2
         self.eos_token, self.eos_token_id = "<eos>", 3
         self.asked_template = False
-        self._ids: dict[str, int] = {_BOS: 1, "<pad>": 2, "<eos>": 3}
+        self._special = {_BOS: 1, "<pad>": 2, "<eos>": 3}
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         pieces = _PIECES.findall(text)
-        return {"input_ids": [self._ids.setdefault(p, 1000 + len(self._ids)) for p in pieces]}
+        if self.adds_bos and options.get("add_special_tokens", True):
+            pieces.insert(0, _BOS)
+        return {"input_ids": [self.convert_tokens_to_ids(piece) for piece in pieces]}
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        return self._ids.setdefault(token, 1000 + len(self._ids))
+        return self._special.get(token) or _id(token)
 
     def apply_chat_template(self, messages: Iterable[Mapping[str, str]], **options: Any) -> str:
         self.asked_template = True
         return "".join(f"<{m['role']}>\n\n{m['content']}<end>" for m in messages)
 
 
-def _request(family: Family, bos: bool) -> Request:
+# a tokenizer may have a BOS token and put it before every text, only have it, or have none
+_VARIANTS: Final = ((True, True), (True, False), (False, False))
+
+
+def _request(family: Family, bos: bool, adds_bos: bool) -> Request:
     separator = DEFAULT_SEPARATOR if family.separator == ASK else family.separator
     return Request(
         files=_Files(),  # type: ignore[arg-type]  # the part of it that families use
-        tokenizer=_Tokenizer(bos),
+        tokenizer=_Tokenizer(bos, adds_bos),
         separator=separator,
         good=1 if family.good is None else family.good,
     )
@@ -75,35 +88,43 @@ def _request(family: Family, bos: bool) -> Request:
 def family_data(family: Family) -> dict[str, Any]:
     """A built-in family as the data of a recipe file."""
     like: dict[str, Any] = {"like": family.name, "title": family.title}
-    try:
-        request = _request(family, bos=True)
-        recipe = family.build(request)
-    except ExportError:
+    request = _request(family, *_VARIANTS[0])
+    recipe = _built(family, request)
+    if recipe is None:
         return like  # it asks more of a tokenizer than a stand-in has
     like |= _rest(recipe)
     if request.tokenizer.asked_template or getattr(family, "max_tokens", None):
         return like
-    try:
-        family.build(_request(family, bos=False))
-        needed = False
-    except ExportError:
-        needed = True  # it says that it begins with one
-    data = {
-        **_head(family),
-        "encode": recipe.encode,
-        **{key: [_part(part, needed) for part in getattr(recipe, key)] for key in LISTS},
-        "logits": recipe.logits,
-        **_rest(recipe),
-    }
-    return data if _says(data, recipe, request) else like
+    for word in BOS:
+        data = {
+            **_head(family),
+            "encode": recipe.encode,
+            **{key: [_part(part, word) for part in getattr(recipe, key)] for key in LISTS},
+            "logits": recipe.logits,
+            **_rest(recipe),
+        }
+        if _says(data, family):
+            return data
+    return like  # something of it has no spelling
 
 
-def _says(data: dict[str, Any], recipe: Recipe, request: Request) -> bool:
-    """Whether a file of this data is the recipe, so that nothing of it has no spelling."""
+def _built(family: Family, request: Request) -> Recipe | None:
     try:
-        return family_from(data, "recipe").build(request) == recipe
+        return family.build(request)
     except (ExportError, RecipeError):
+        return None
+
+
+def _says(data: dict[str, Any], family: Family) -> bool:
+    """Whether a file of this data is the family, whatever tokenizer it meets."""
+    try:
+        own = family_from(data, "recipe")
+    except RecipeError:
         return False
+    return all(
+        _built(own, _request(family, *variant)) == _built(family, _request(family, *variant))
+        for variant in _VARIANTS
+    )
 
 
 def recipe_data(recipe: Recipe, family: Family) -> dict[str, Any]:
@@ -132,14 +153,14 @@ def _rest(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _part(part: Any, bos_needed: bool) -> dict[str, Any]:
+def _part(part: Any, bos: str) -> dict[str, Any]:
     if isinstance(part, Tag):
         return {"tag": part.text}
     if not isinstance(part, Tokens):
         written: dict[str, Any] = part.to_dict()
         return written
     if part.text == _BOS:
-        return {"bos": BOS[0] if bos_needed else BOS[1]}
+        return {"bos": bos}
     return {"spelled": part.text, **({} if part.read is None else {"read": part.read})}
 
 

@@ -41,6 +41,7 @@ NEEDED: Final = (
     "NOTICE*",
     "README.md",
     "chat_template.jinja",
+    "reward_head.pt",
     "quant_config.json",
     "quantize_config.json",
     "tokenizer_config.json",
