@@ -51,7 +51,7 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32"]),
+    type=click.Choice(["fp32", "int8"]),
     default="fp32",
     show_default=True,
     help="Precision of the weights.",
@@ -62,6 +62,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="auto",
     show_default=True,
     help="What builds the graph.",
+)
+@click.option(
+    "--calibration", metavar="FILE", type=FILE, help="Worked solutions to calibrate int8 on."
 )
 @click.option(
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
@@ -94,6 +97,7 @@ def export_command(
     target: str,
     precision: str,
     backend: str,
+    calibration: Path | None,
     verify: Path | None,
     expect: Path | None,
     label_meaning: str | None,
@@ -122,6 +126,7 @@ def export_command(
             target=target,
             precision=precision,
             backend=backend,
+            calibration=calibration,
             verify=verify,
             expect=expect,
             label_meaning=label_meaning,

@@ -1,0 +1,62 @@
+"""Choose a kind for every linear: within an allowed error, at the least cost.
+
+In: the measured errors of every kind. Out: one kind per linear. Imports nothing but the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .calibration import Measured
+from .kinds import BLOCKS, COSTS, FP32, INT8, KINDS
+
+Plan = Mapping[tuple[int, str], str]  # (layer, unit) -> kind
+
+
+def cheapest(units: Sequence[Measured]) -> dict[tuple[int, str], str]:
+    """Everything in the cheapest kind."""
+    return {(unit.layer, unit.unit): KINDS[0] for unit in units}
+
+
+def total_error(units: Sequence[Measured], plan: Plan) -> float:
+    """What the units' errors add up to: they are independent, so their squares add."""
+    return sum(unit.errors[plan[unit.layer, unit.unit]] for unit in units)
+
+
+def cost(units: Sequence[Measured], plan: Plan) -> float:
+    """Time of one token, in multiply-adds of int8."""
+    return sum(unit.multiply_adds * COSTS[plan[unit.layer, unit.unit]] for unit in units)
+
+
+def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], str]:
+    """Begin with the cheapest kinds; pay where a unit of time removes the most error.
+
+    The result is the cheapest of its kind up to the size of one linear; when ``allowed`` cannot
+    be reached it is the most precise there is.
+    """
+    plan = cheapest(units)
+    left = total_error(units, plan)
+    while left > allowed:
+        best: tuple[float, Measured, str] | None = None
+        for unit in units:
+            now = plan[unit.layer, unit.unit]
+            for kind in KINDS[KINDS.index(now) + 1 :]:
+                gain = unit.errors[now] - unit.errors[kind]
+                worth = gain / (unit.multiply_adds * (COSTS[kind] - COSTS[now]))
+                if gain > 0 and (best is None or worth > best[0]):
+                    best = (worth, unit, kind)
+        if best is None:
+            break
+        _, unit, kind = best
+        left -= unit.errors[plan[unit.layer, unit.unit]] - unit.errors[kind]
+        plan[unit.layer, unit.unit] = kind
+    return plan
+
+
+def shares(units: Sequence[Measured], plan: Plan) -> dict[str, float]:
+    """Each kind's share of the multiply-adds."""
+    total = sum(unit.multiply_adds for unit in units)
+    found = dict.fromkeys((INT8, BLOCKS, FP32), 0.0)
+    for unit in units:
+        found[plan[unit.layer, unit.unit]] += unit.multiply_adds / total
+    return found

@@ -1,0 +1,118 @@
+"""Quantize one weight matrix: per channel, with error compensation, or in blocks.
+
+In: float32 weights (N outputs, K inputs). Out: integers with their scales, symmetric around zero.
+Imports torch and numpy. T rows of activations; G = K / BLOCK blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+LEVELS: Final = 127  # int8 and uint8 around 128, symmetric
+BLOCK: Final = 32
+MAX_COMPENSATED: Final = 4096  # inputs; beyond, the Hessian of one layer takes gigabytes
+_DAMPING: Final = 0.01
+_CHUNK: Final = 128  # columns whose errors are spread at once
+_TINY: Final = 1e-30  # a scale is never zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Channels:
+    """int8 (N, K) with one scale per output (N,)."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def restored(self) -> torch.Tensor:
+        """The matrix these integers stand for. -> (N, K)"""
+        return self.values.float() * self.scales[:, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Blocks:
+    """uint8 around 128 (N, G, BLOCK) with one scale per block (N, G), as MatMulNBits takes them."""
+
+    values: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+
+
+def channel_scales(weight: torch.Tensor) -> torch.Tensor:
+    """One scale per output, so that its largest weight becomes 127. (N, K) -> (N,)"""
+    return (weight.abs().amax(dim=1) / LEVELS).clamp(min=_TINY)
+
+
+def round_channels(weight: torch.Tensor) -> Channels:
+    """Round to the nearest integer. (N, K)"""
+    scales = channel_scales(weight)
+    values = (weight / scales[:, None]).round().clamp(-LEVELS, LEVELS)
+    return Channels(values=values.to(torch.int8), scales=scales)
+
+
+def compensate(weight: torch.Tensor, hessian: torch.Tensor) -> Channels:
+    """Round column by column and let the columns still to come make up for each error.
+
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323) with the columns of the largest inputs first.
+    ``hessian``: inputs' second moments, X^T X (K, K).
+    """
+    scales = channel_scales(weight)
+    dead = hessian.diagonal() <= 0
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    hessian = hessian[order][:, order].clone()
+    diagonal = hessian.diagonal()
+    diagonal += _DAMPING * diagonal.mean() + dead[order]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    left = weight[:, order].clone()
+    values = torch.empty_like(left)
+    for start in range(0, left.shape[1], _CHUNK):
+        end = min(start + _CHUNK, left.shape[1])
+        chunk, inner = left[:, start:end], factor[start:end, start:end]
+        errors = torch.empty_like(chunk)
+        for at in range(end - start):
+            column = chunk[:, at]
+            rounded = (column / scales).round().clamp(-LEVELS, LEVELS)
+            values[:, start + at] = rounded
+            errors[:, at] = (column - rounded * scales) / inner[at, at]
+            chunk[:, at + 1 :] -= errors[:, at : at + 1] * inner[at, at + 1 :]
+        left[:, end:] -= errors @ factor[start:end, end:]
+    restored = torch.empty_like(values)
+    restored[:, order] = values
+    return Channels(values=restored.to(torch.int8), scales=scales)
+
+
+def round_blocks(weight: torch.Tensor) -> Blocks:
+    """Round in blocks of 32 inputs, each with its own scale. (N, K)"""
+    blocks = _in_blocks(weight)
+    scales = (blocks.abs().amax(dim=2) / LEVELS).clamp(min=_TINY)
+    values = (blocks / scales[:, :, None]).round().clamp(-LEVELS, LEVELS) + 128
+    return Blocks(values=values.to(torch.uint8).numpy(), scales=scales.numpy())
+
+
+def restored_blocks(blocks: Blocks, inputs: int) -> torch.Tensor:
+    """The matrix that blocks stand for. -> (N, K)"""
+    values = torch.from_numpy(blocks.values).float() - 128
+    scaled = values * torch.from_numpy(blocks.scales)[:, :, None]
+    return scaled.flatten(1)[:, :inputs]
+
+
+def round_tokens(rows: torch.Tensor) -> torch.Tensor:
+    """What per-token int8 leaves of activations. (..., K)"""
+    scales = (rows.abs().amax(dim=-1, keepdim=True) / LEVELS).clamp(min=_TINY)
+    return (rows / scales).round() * scales
+
+
+def round_token_blocks(rows: torch.Tensor) -> torch.Tensor:
+    """What int8 in blocks of 32 leaves of activations, as MatMulNBits rounds them. (..., K)"""
+    return round_tokens(_in_blocks(rows)).flatten(-2)[..., : rows.shape[-1]]
+
+
+def _in_blocks(values: torch.Tensor) -> torch.Tensor:
+    """Cut the last axis in blocks; zeros fill the last one. (..., K) -> (..., G, BLOCK)"""
+    missing = -values.shape[-1] % BLOCK
+    padded = torch.nn.functional.pad(values, (0, missing))
+    return padded.reshape(*padded.shape[:-1], -1, BLOCK)
