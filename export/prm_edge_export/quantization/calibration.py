@@ -20,11 +20,11 @@ from prm_edge_runtime.encoding import Encoded
 
 from ..model_config import DecoderConfig
 from . import weights
-from .kinds import BLOCKS, FP32, INT8, UNITS, Unit, layer_prefix
+from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, Unit, layer_prefix
 from .layers import Batch, LayerRunner, hooked
 
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
-STRENGTHS: Final = (None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
 _JUDGED_TOKENS: Final = 2048  # on which a kind's error is measured
 _SCALE_LIMIT: Final = 1e4
@@ -67,7 +67,7 @@ class Calibration:
 
     units: list[Measured] = field(default_factory=list)
     folds: dict[str, Fold] = field(default_factory=dict)
-    channels: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph
+    stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
     logits: list[Any] = field(default_factory=list)  # the reference's, of each record (N, C)
 
 
@@ -126,20 +126,28 @@ def _layer(
         rows = inputs.pop(unit.name)
         if smoothing is not None:
             rows /= _per_input(config, unit, smoothing)
-        channels = _channels(runner.layer, unit, rows)
-        _keep(channels, unit, index, scratch, result)
+        compensated = rows.shape[1] <= weights.MAX_COMPENSATED
+        weight = torch.cat(_weights(runner.layer, unit))
+        channels, blocks = weights.quantize(weight, rows.T @ rows if compensated else None)
+        _keep(channels, blocks, unit, index, scratch, result)
+        restored = channels.restored()
+        kinds = {
+            INT8: (restored, weights.round_tokens),
+            INT8X2: (restored, weights.round_tokens_twice),
+            BLOCKS: (blocks.restored(weight.shape[1]), weights.round_token_blocks),
+        }
+        errors = {
+            kind: _error(runner, unit, *how, batches, before, after, judged)
+            for kind, how in kinds.items()
+        }
         result.units.append(
             Measured(
                 layer=index,
                 unit=unit.name,
-                multiply_adds=sum(x.numel() for x in _weights(runner.layer, unit)),
+                multiply_adds=weight.numel(),
                 strength=strength,
-                compensated=rows.shape[1] <= weights.MAX_COMPENSATED,
-                errors={
-                    kind: _error(runner, unit, kind, channels, batches, before, after, judged)
-                    for kind in (INT8, BLOCKS)
-                }
-                | {FP32: 0.0},
+                compensated=compensated,
+                errors={**errors, FP32: 0.0},
             )
         )
 
@@ -236,24 +244,28 @@ def _note(folds: dict[str, Fold], name: str, **arrays: NDArray[np.float32]) -> N
     )
 
 
-def _channels(layer: Any, unit: Unit, rows: torch.Tensor) -> weights.Channels:
-    """int8 weights of all parts together, compensated where the Hessian is affordable."""
-    weight = torch.cat(_weights(layer, unit))
-    if rows.shape[1] > weights.MAX_COMPENSATED:
-        return weights.round_channels(weight)
-    return weights.compensate(weight, rows.T @ rows)
-
-
 def _keep(
-    channels: weights.Channels, unit: Unit, index: int, scratch: Path, result: Calibration
+    channels: weights.Channels,
+    blocks: weights.Blocks,
+    unit: Unit,
+    index: int,
+    scratch: Path,
+    result: Calibration,
 ) -> None:
-    """Write int8 weights to the scratch folder, in the graph's layout (K, N)."""
-    values = channels.values.chunk(len(unit.graph))
-    scales = channels.scales.chunk(len(unit.graph))
-    for name, part, scale in zip(unit.graph, values, scales, strict=True):
+    """Write both forms to the scratch folder, int8 in the graph's layout (K, N)."""
+    whole = {
+        "int8": channels.values,
+        "int8_scales": channels.scales,
+        "blocks": blocks.values,
+        "block_scales": blocks.scales,
+    }
+    parts = {name: value.chunk(len(unit.graph)) for name, value in whole.items()}
+    for at, name in enumerate(unit.graph):
+        arrays = {key: value[at].numpy() for key, value in parts.items()}
+        arrays["int8"] = np.ascontiguousarray(arrays["int8"].T)
         path = scratch / f"{index}.{name}.npz"
-        np.savez(path, values=part.T.contiguous().numpy(), scales=scale.numpy())
-        result.channels[layer_prefix(index) + name] = path
+        np.savez(path, **arrays)
+        result.stored[layer_prefix(index) + name] = path
 
 
 def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
@@ -266,29 +278,20 @@ def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
 def _error(
     runner: LayerRunner,
     unit: Unit,
-    kind: str,
-    channels: weights.Channels,
+    weight: torch.Tensor,
+    rounding: Callable[[torch.Tensor], torch.Tensor],
     batches: Sequence[Batch],
     before: Sequence[torch.Tensor],
     after: Sequence[torch.Tensor],
     judged: Sequence[int],
 ) -> float:
-    """What the layer's output loses when this unit alone is of this kind."""
-    originals = _weights(runner.layer, unit)
-    sizes = [len(weight) for weight in originals]
-    if kind == INT8:
-        replaced = torch.split(channels.restored(), sizes)
-    else:
-        replaced = tuple(
-            weights.restored_blocks(weights.round_blocks(w), w.shape[1]) for w in originals
-        )
-    rounding = weights.round_tokens if kind == INT8 else weights.round_token_blocks
+    """What the layer's output loses when this unit alone has this weight and rounds its inputs."""
     modules = [runner.layer.get_submodule(part) for part in unit.parts]
-    kept = [weight.clone() for weight in originals]
+    kept = [module.weight.clone() for module in modules]
     total, tokens = 0.0, 0
     try:
-        for module, weight in zip(modules, replaced, strict=True):
-            module.weight.copy_(weight)
+        for module, part in zip(modules, torch.split(weight, [len(w) for w in kept]), strict=True):
+            module.weight.copy_(part)
         with hooked(runner.layer, dict.fromkeys(unit.parts, rounding)):
             for at in judged:
                 valid = batches[at].valid
@@ -297,6 +300,6 @@ def _error(
                 total += float((relative**2).sum())
                 tokens += len(relative)
     finally:
-        for module, weight in zip(modules, kept, strict=True):
-            module.weight.copy_(weight)
+        for module, original in zip(modules, kept, strict=True):
+            module.weight.copy_(original)
     return total / max(tokens, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .calibration import Measured
-from .kinds import BLOCKS, COSTS, FP32, INT8, KINDS
+from .kinds import COSTS, FP32, INT8, INT8X2, KINDS, LEAST_INT8, MOST_FP32
 
 Plan = Mapping[tuple[int, str], str]  # (layer, unit) -> kind
 
@@ -31,8 +31,9 @@ def cost(units: Sequence[Measured], plan: Plan) -> float:
 def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], str]:
     """Begin with the cheapest kinds; pay where a unit of time removes the most error.
 
-    The result is the cheapest of its kind up to the size of one linear; when ``allowed`` cannot
-    be reached it is the most precise there is.
+    At least ``LEAST_INT8`` of the multiply-adds stay int8, in one pass or two, and at most
+    ``MOST_FP32`` become float32. When ``allowed`` cannot be reached so, the result is as precise
+    as it gets.
     """
     plan = cheapest(units)
     left = total_error(units, plan)
@@ -42,8 +43,10 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
             now = plan[unit.layer, unit.unit]
             for kind in KINDS[KINDS.index(now) + 1 :]:
                 gain = unit.errors[now] - unit.errors[kind]
+                if gain <= 0 or not _within_shares(units, {**plan, (unit.layer, unit.unit): kind}):
+                    continue
                 worth = gain / (unit.multiply_adds * (COSTS[kind] - COSTS[now]))
-                if gain > 0 and (best is None or worth > best[0]):
+                if best is None or worth > best[0]:
                     best = (worth, unit, kind)
         if best is None:
             break
@@ -56,7 +59,12 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
 def shares(units: Sequence[Measured], plan: Plan) -> dict[str, float]:
     """Each kind's share of the multiply-adds."""
     total = sum(unit.multiply_adds for unit in units)
-    found = dict.fromkeys((INT8, BLOCKS, FP32), 0.0)
+    found = dict.fromkeys(KINDS, 0.0)
     for unit in units:
         found[plan[unit.layer, unit.unit]] += unit.multiply_adds / total
     return found
+
+
+def _within_shares(units: Sequence[Measured], plan: Plan) -> bool:
+    share = shares(units, plan)
+    return share[INT8] + share[INT8X2] >= LEAST_INT8 and share[FP32] <= MOST_FP32

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -24,8 +23,10 @@ from ..model_config import DecoderConfig
 from ..weights import WeightFile
 from .calibration import Calibration
 from .choose import Plan
-from .kinds import BLOCKS, FP32, INT8, UNITS, layer_prefix
-from .weights import BLOCK, LEVELS, round_blocks
+from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, layer_prefix
+from .weights import BLOCK, LEVELS, SECOND
+
+Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
 _ZERO: Final = 128
 _SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
@@ -111,12 +112,14 @@ class QuantizedBuilder(DecoderBuilder):
         kind = self._kinds[name]
         if kind == FP32:
             return super()._linear(name, source, weight, bias)
-        out = {INT8: self._int8, BLOCKS: self._blocks}[kind](name, source, weight)
+        emit = {INT8: self._int8, INT8X2: self._int8_twice, BLOCKS: self._blocks}[kind]
+        with np.load(self._calibration.stored[name]) as stored:
+            out = emit(name, source, stored)
         if bias is None:
             return out
         return self.node("Add", [out, self.constant(f"{name}.bias", bias)], [f"{name}.biased"])
 
-    def _int8(self, name: str, source: str, weight: NDArray[Any]) -> str:
+    def _int8(self, name: str, source: str, stored: Stored) -> str:
         """Integers times integers, then both scales.
 
         ::
@@ -124,20 +127,43 @@ class QuantizedBuilder(DecoderBuilder):
             source (B,S,K) -> rounded (M,K) -> MatMulIntegerToFloat -> (M,N) -> * -> (B,S,N)
                                   scale (M,1) ---------------------------------^
         """
-        rounded, scale = self._rounded_rows(source, weight.shape[1])
-        with np.load(self._calibration.channels[name]) as kept:
-            values = self.constant(f"{name}.int8", kept["values"])
-            scales = self.constant(f"{name}.scales", kept["scales"])
-        one = self._once("one", np.array(1.0, dtype=np.float32))
-        zero = self._once("zero", np.array(_ZERO, dtype=np.uint8))
-        product = self.node(
+        rounded, scale = self._rounded_rows(source, len(stored["int8"]))
+        product = self._product(name, rounded, stored)
+        scaled = self.node("Mul", [product, scale], [f"{name}.scaled"])
+        return self.node("Reshape", [scaled, self._token_axes()], [name])
+
+    def _int8_twice(self, name: str, source: str, stored: Stored) -> str:
+        """The same for what rounding left of the activations too, in one product of 2M rows.
+
+        ::
+
+            source -+-> rounded (M,K) ------------+-> Concat (2M,K) -> product -> Split -+-> + -> *
+                    +-> error -> rounded (M,K) ---+                                      +-> /254
+        """
+        inputs = len(stored["int8"])
+        _, scale = self._rounded_rows(source, inputs)
+        product = self._product(name, self._rounded_twice(source, inputs), stored)
+        first, second = f"{name}.first", f"{name}.second"
+        self.node("Split", [product], [first, second], axis=0)
+        finer = self._once("finer", np.array(1 / SECOND, dtype=np.float32))
+        small = self.node("Mul", [second, finer], [f"{name}.small"])
+        total = self.node("Add", [first, small], [f"{name}.total"])
+        scaled = self.node("Mul", [total, scale], [f"{name}.scaled"])
+        return self.node("Reshape", [scaled, self._token_axes()], [name])
+
+    def _product(self, name: str, rounded: str, stored: Stored) -> str:
+        return self.node(
             "MatMulIntegerToFloat",
-            [rounded, values, one, scales, zero],
+            [
+                rounded,
+                self.constant(f"{name}.int8", stored["int8"]),
+                self._once("one", np.array(1.0, dtype=np.float32)),
+                self.constant(f"{name}.scales", stored["int8_scales"]),
+                self._once("zero", np.array(_ZERO, dtype=np.uint8)),
+            ],
             [f"{name}.product"],
             MICROSOFT,
         )
-        scaled = self.node("Mul", [product, scale], [f"{name}.scaled"])
-        return self.node("Reshape", [scaled, self._token_axes()], [name])
 
     def _rounded_rows(self, source: str, inputs: int) -> tuple[str, str]:
         """uint8 around 128 with a scale per token, made once for all that read the same values.
@@ -166,6 +192,24 @@ class QuantizedBuilder(DecoderBuilder):
         self._rounded[source] = (rounded, scale)
         return rounded, scale
 
+    def _rounded_twice(self, source: str, inputs: int) -> str:
+        """Rounded values above their rounded errors, 254 times as fine. -> uint8 (2M, K)"""
+        name = f"{source}.both"
+        if name in self._shared:
+            return name
+        self._shared.add(name)
+        rounded, _ = self._rounded_rows(source, inputs)
+        per_row = f"{source}.row_scale"
+        zeros = self._zeros(per_row)
+        back = self.node(
+            "DequantizeLinear", [rounded, per_row, zeros], [f"{source}.restored"], axis=0
+        )
+        error = self.node("Sub", [f"{source}.rows", back], [f"{source}.error"])
+        finer = self._once("finer", np.array(1 / SECOND, dtype=np.float32))
+        fine_scale = self.node("Mul", [per_row, finer], [f"{source}.fine_scale"])
+        fine = self.node("QuantizeLinear", [error, fine_scale, zeros], [f"{source}.fine"], axis=0)
+        return self.node("Concat", [rounded, fine], [name], axis=0)
+
     def _zeros(self, per_row: str) -> str:
         """A zero point for each row, as QuantizeLinear wants them; the same everywhere. -> (M,)"""
         if "zeros" not in self._shared:
@@ -190,20 +234,19 @@ class QuantizedBuilder(DecoderBuilder):
         self._shared.add(name)
         return self.constant(name, array)
 
-    def _blocks(self, name: str, source: str, weight: NDArray[Any]) -> str:
+    def _blocks(self, name: str, source: str, stored: Stored) -> str:
         """Weights in 8-bit blocks; the operator rounds activations in blocks too."""
-        outputs, inputs = weight.shape
-        blocks = round_blocks(torch.from_numpy(np.ascontiguousarray(weight)))
+        outputs = len(stored["blocks"])
         return self.node(
             "MatMulNBits",
             [
                 source,
-                self.constant(f"{name}.blocks", blocks.values),
-                self.constant(f"{name}.scales", blocks.scales.reshape(-1)),
+                self.constant(f"{name}.blocks", stored["blocks"]),
+                self.constant(f"{name}.scales", stored["block_scales"].reshape(-1)),
             ],
             [name],
             MICROSOFT,
-            K=inputs,
+            K=len(stored["int8"]),
             N=outputs,
             bits=8,
             block_size=BLOCK,
