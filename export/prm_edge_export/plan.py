@@ -297,6 +297,13 @@ def _backend(
     backend = options.backend
     if backend == "auto":
         backend = NATIVE if native else OPTIMUM
+    if options.precision == INT8 and not (
+        backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
+    ):
+        raise UnsupportedError(
+            f"--precision int8 is for {', '.join(INT8_MODEL_TYPES)} with the native backend, this "
+            f"is model_type {model_type} with the {backend} backend; use --precision fp32"
+        )
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are
         raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")
@@ -313,13 +320,6 @@ def _backend(
         raise CheckpointError(
             f"{head.layers[0].weight} takes {head.layers[0].inputs} values, the hidden size is "
             f"{decoder.hidden}; the checkpoint is damaged"
-        )
-    if options.precision == INT8 and not (
-        backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
-    ):
-        raise UnsupportedError(
-            f"--precision int8 is for {', '.join(INT8_MODEL_TYPES)} with the native backend, this "
-            f"is model_type {model_type} with the {backend} backend; use --precision fp32"
         )
     reasons.append(f"backend: {backend} (model_type {model_type})")
     return backend, decoder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .calibration import Measured
-from .kinds import COSTS, FP32, INT8, INT8X2, KINDS, LEAST_INT8, MOST_FP32
+from .kinds import BLOCKS, COSTS, FP32, KINDS, LEAST_INT8, MOST_FP32
 
 Plan = Mapping[tuple[int, str], str]  # (layer, unit) -> kind
 
@@ -37,13 +37,17 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
     """
     plan = cheapest(units)
     left = total_error(units, plan)
+    total = sum(unit.multiply_adds for unit in units)
+    # multiply-adds that may still leave int8, and that may still become float32
+    room = {BLOCKS: (1 - LEAST_INT8) * total, FP32: MOST_FP32 * total}
     while left > allowed:
         best: tuple[float, Measured, str] | None = None
         for unit in units:
             now = plan[unit.layer, unit.unit]
             for kind in KINDS[KINDS.index(now) + 1 :]:
                 gain = unit.errors[now] - unit.errors[kind]
-                if gain <= 0 or not _within_shares(units, {**plan, (unit.layer, unit.unit): kind}):
+                taken = _leaves(unit, now, kind)
+                if gain <= 0 or any(room[which] < size for which, size in taken.items()):
                     continue
                 worth = gain / (unit.multiply_adds * (COSTS[kind] - COSTS[now]))
                 if best is None or worth > best[0]:
@@ -51,9 +55,21 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
         if best is None:
             break
         _, unit, kind = best
+        for which, size in _leaves(unit, plan[unit.layer, unit.unit], kind).items():
+            room[which] -= size
         left -= unit.errors[plan[unit.layer, unit.unit]] - unit.errors[kind]
         plan[unit.layer, unit.unit] = kind
     return plan
+
+
+def _leaves(unit: Measured, now: str, kind: str) -> dict[str, int]:
+    """The room that a change of kind takes."""
+    taken = {}
+    if kind in (BLOCKS, FP32) and now not in (BLOCKS, FP32):
+        taken[BLOCKS] = unit.multiply_adds
+    if kind == FP32:
+        taken[FP32] = unit.multiply_adds
+    return taken
 
 
 def shares(units: Sequence[Measured], plan: Plan) -> dict[str, float]:
@@ -63,8 +79,3 @@ def shares(units: Sequence[Measured], plan: Plan) -> dict[str, float]:
     for unit in units:
         found[plan[unit.layer, unit.unit]] += unit.multiply_adds / total
     return found
-
-
-def _within_shares(units: Sequence[Measured], plan: Plan) -> bool:
-    share = shares(units, plan)
-    return share[INT8] + share[INT8X2] >= LEAST_INT8 and share[FP32] <= MOST_FP32
