@@ -2,10 +2,10 @@
 
     python -m training.quantization_texts export/prm_edge_export/data
 
-Seeded: the same files every time. Solutions of the generator, from the half of its wordings that
-no training uses, in plain text or with LaTeX around the mathematics; no problem is in two files or
-in ``verification.jsonl``, which was written by hand. ``calibration.jsonl`` also takes the
-solutions of ``handwritten.jsonl`` beside this file.
+Solutions of the generator, from the part of its wordings that no training uses; no problem is in
+two files or in ``verification.jsonl``, which was written by hand. ``calibration.jsonl`` also takes
+those of ``handwritten.jsonl`` beside this file. Seeded; a generator that has changed since writes
+other files, and the hashes in later reports say so.
 """
 
 from __future__ import annotations

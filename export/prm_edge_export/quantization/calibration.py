@@ -253,18 +253,18 @@ def _keep(
     result: Calibration,
 ) -> None:
     """Write both forms to the scratch folder, int8 in the graph's layout (K, N)."""
-    whole = {
-        "int8": channels.values,
-        "int8_scales": channels.scales,
-        "blocks": blocks.values,
-        "block_scales": blocks.scales,
-    }
-    parts = {name: value.chunk(len(unit.graph)) for name, value in whole.items()}
+    count = len(unit.graph)
+    values, scales = channels.values.chunk(count), channels.scales.chunk(count)
+    blocked, block_scales = blocks.values.chunk(count), blocks.scales.chunk(count)
     for at, name in enumerate(unit.graph):
-        arrays = {key: value[at].numpy() for key, value in parts.items()}
-        arrays["int8"] = np.ascontiguousarray(arrays["int8"].T)
         path = scratch / f"{index}.{name}.npz"
-        np.savez(path, **arrays)
+        np.savez(
+            path,
+            int8=values[at].T.contiguous().numpy(),
+            int8_scales=scales[at].numpy(),
+            blocks=blocked[at].numpy(),
+            block_scales=block_scales[at].numpy(),
+        )
         result.stored[layer_prefix(index) + name] = path
 
 
