@@ -14,7 +14,7 @@ BLOCKS: Final = "blocks"  # 8-bit blocks of 32, activations too
 FP32: Final = "fp32"
 # Time of one multiply-add, that of int8 being 1: benchmarks/kinds.py, 384 tokens, one Zen 4 core,
 # the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
-COSTS: Final = {INT8: 1.0, INT8X2: 2.1, BLOCKS: 2.4, FP32: 3.2}
+COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
 # Of the multiply-adds: what keeps int8 worth its name, and its speed
 LEAST_INT8: Final = 0.65  # in one pass or two
 MOST_FP32: Final = 0.05
