@@ -216,8 +216,27 @@ def test_int8_plan_goes_on_until_its_target(
     assert shares["fp32"] <= 0.05
     # out of reach: the most precise of the plans that were tried is the one that is kept
     monkeypatch.setattr(search, "TARGET_MEAN_DP", 1e-9)
-    lines = export_int8(checkpoint, tmp_path / "never")["lines"]
-    assert sum(line.startswith("plan ") for line in lines) == search.TRIES
+    never = export_int8(checkpoint, tmp_path / "never")
+    tried = [
+        float(line.split("mean |dp| ")[1].split(",")[0])
+        for line in never["lines"]
+        if line.startswith("plan ")
+    ]
+    assert 2 <= len(tried) <= search.TRIES
+    assert never["plan"]["drift"]["mean_abs_dp"] == pytest.approx(min(tried), abs=1e-4)
+
+
+def test_int8_of_the_built_in_model_passes_its_gate(tmp_path: Path) -> None:
+    trained = Path(__file__).parent.parent / "training" / "checkpoint"
+    if not (trained / "model.safetensors").is_file():
+        pytest.skip("training/checkpoint is not here")
+    report = export_int8(
+        trained, tmp_path / "pkg", calibration=None, verify=None, allow_drift=False
+    )
+    assert report["proof"]["steps"] > 2000
+    assert report["proof"]["allowed_drift"] is False
+    assert report["plan"]["shares"]["int8"] >= 0.65
+    assert report["size"]["bytes"] < 2 * report["size"]["parameters"]
 
 
 # --- what is refused
