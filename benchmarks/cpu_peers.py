@@ -1,11 +1,11 @@
 """How fast is int8 on a CPU beside other engines, and how far from torch in float32?
 
-    python benchmarks/cpu_peers.py --package PKG --checkpoint CKPT [--gguf FILE ...]
+    python benchmarks/cpu_peers.py --graph PKG/cpu-int8/model.onnx --checkpoint CKPT
     python benchmarks/cpu_peers.py --shape qwen2.5-0.5b --report PKG/cpu-int8/report.json
 
 One run: the same tokens, one thread each, engines in turns, medians of the rounds in CPU time (a
-machine may be shared); only ratios are worth quoting. PKG holds the variants cpu-fp32 and cpu-int8
-of CKPT, whose drift is measured on the solutions of ``--records``. With ``--shape`` weights are
+machine may be shared); only ratios are worth quoting. The fp32 graph of CKPT is built on the spot;
+drift is measured on the solutions of ``--records``. With ``--shape`` weights are
 random, so there is no drift, and each linear gets a kind so that the shares are those of a plan
 that passed on real weights. An engine that is not installed is said to be missing.
 """
@@ -28,8 +28,9 @@ import torch
 from fidelity import TrlReference, hugging_face, read_records
 from numpy.typing import NDArray
 
+from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.graph import build_decoder
-from prm_edge_export.heads import LINEAR, Head, Layer
+from prm_edge_export.heads import LINEAR, Head, Layer, find_head
 from prm_edge_export.model_config import DecoderConfig, read_config
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import build_quantized
@@ -37,7 +38,6 @@ from prm_edge_export.quantization.kinds import KINDS, UNITS, layer_prefix
 from prm_edge_export.quantization.weights import quantize
 from prm_edge_runtime.engine import DecoderEngine, open_engine
 from prm_edge_runtime.manifest import DECODER, Variant
-from prm_edge_runtime.package import open_package
 
 TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
 SHAPES: Final[dict[str, dict[str, Any]]] = {
@@ -54,7 +54,6 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "tie_word_embeddings": True,
     },
 }
-# every other row of the embedding would be random memory traffic of the same kind
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
 
@@ -307,7 +306,7 @@ def table(engines: Sequence[Engine], lengths: Sequence[int]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--package", type=Path, help="with variants cpu-fp32 and cpu-int8")
+    parser.add_argument("--graph", type=Path, help="PKG/cpu-int8/model.onnx, made from CKPT")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--separator", default="\n")
     parser.add_argument("--shape", choices=list(SHAPES))
@@ -325,19 +324,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(scratch)
             model, config = random_graphs(SHAPES[options.shape], options.report, folder)
             graphs = {name: folder / name / "model.onnx" for name in ("fp32", "int8")}
-        elif options.package and options.checkpoint:
+        elif options.graph and options.checkpoint:
             reference = TrlReference(options.checkpoint, options.separator)
             model = reference.model
             config = read_config(json.loads((options.checkpoint / "config.json").read_bytes()))
-            package = open_package(options.package)
-            graphs = {
-                name: package.path(package.variant(f"cpu-{name}").graph)
-                for name in ("fp32", "int8")
-            }
+            with Checkpoint(options.checkpoint) as checkpoint:
+                head = find_head(checkpoint.tensors)
+                assert head is not None
+                build_decoder(config, head, checkpoint.tensors, Path(scratch), max_tokens=2048)
+            graphs = {"fp32": Path(scratch) / "model.onnx", "int8": options.graph}
             records = read_records(options.records, options.limit)
             rows = [reference.encode(record.problem, record.steps) for record in records]
         else:
-            parser.error("give --package and --checkpoint, or --shape and --report")
+            parser.error("give --graph and --checkpoint, or --shape and --report")
         half = type(model)(model.config).to(torch.bfloat16).eval()
         half.load_state_dict({k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
         engines = [torch_engine(model, "fp32"), torch_engine(half, "bf16")]

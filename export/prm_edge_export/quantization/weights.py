@@ -66,11 +66,11 @@ def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor
     """
     dead = hessian.diagonal() <= 0
     order = torch.argsort(hessian.diagonal(), descending=True)
-    hessian = hessian[order][:, order].clone()
+    hessian = hessian[order][:, order].double()
     diagonal = hessian.diagonal()
     diagonal += _DAMPING * diagonal.mean() + dead[order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
     left, scales = weight[:, order].clone(), scales[:, order]
     values = torch.empty_like(left)
     for start in range(0, left.shape[1], _CHUNK):
