@@ -112,7 +112,12 @@ def openvino_engines(model: Any) -> list[Engine]:
             self.model = model
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
+            # transformers takes a mask of four axes as it is; its own maker cannot be traced
+            size = ids.shape[1]
+            mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+            out: torch.Tensor = self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).logits
             return out
 
     with torch.inference_mode():
