@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
+from .awaiting import run_in_thread
 from .candidates import run_candidates
 from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
@@ -287,6 +288,24 @@ class Scorer:
         if self._domain is not None:
             track = GuardedTrack(track, problem, self._domain)
         return Session(track, threshold=self.threshold)
+
+    async def ascore(self, problem: str, steps: Sequence[str]) -> StepScores:
+        """Await :meth:`score` without blocking the event loop; see :mod:`.awaiting`."""
+        return await run_in_thread(self.score, problem, steps)
+
+    async def ascore_many(self, items: Iterable[tuple[str, Sequence[str]]]) -> list[StepScores]:
+        """Await :meth:`score_many`; ``items`` are taken in another thread."""
+        return await run_in_thread(self.score_many, items)
+
+    async def arank(
+        self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
+    ) -> Ranking:
+        """Await :meth:`rank`."""
+        return await run_in_thread(self.rank, problem, candidates, by)
+
+    async def asession(self, problem: str) -> Session:
+        """Await :meth:`session`, which runs the problem."""
+        return await run_in_thread(self.session, problem)
 
     def split(self, response: str) -> list[str]:
         """Cut a raw response into steps by the recipe's own rule; blank pieces are dropped."""
