@@ -16,6 +16,7 @@ from .export import export_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .score import score_command
+from .serve import serve_command
 from .try_lines import try_command
 
 __all__ = ["cli", "main"]
@@ -42,6 +43,7 @@ for command in (
     export_command,
     inspect_command,
     doctor_command,
+    serve_command,
 ):
     cli.add_command(command)
 
