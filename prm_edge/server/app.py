@@ -59,7 +59,7 @@ class Api:
         )
         self.sessions: Final = Sessions(limits, self.metrics)
         self.state = "starting"
-        self._intake = Intake(limits)
+        self.intake = Intake(limits)
         self._with_text = with_text
         self._on_failure = on_failure
         self._worker: Worker | None = None
@@ -85,7 +85,7 @@ class Api:
 
     async def _check(self) -> None:
         try:
-            worst = await self._open_worker().self_test()
+            worst = await self.worker.self_test()
         except Exception as error:
             self.state = "failed"
             log(logging.ERROR, "the self-test failed", type=type(error).__name__)
@@ -100,7 +100,9 @@ class Api:
             await asyncio.sleep(min(SWEEP_S, self.limits.session_idle_s / 2))
             self.sessions.expire()
 
-    def _open_worker(self) -> Worker:
+    @property
+    def worker(self) -> Worker:
+        """What runs the model, while the lifespan lasts."""
         if self._worker is None:
             raise RefusedError("not_ready", "the server has not started yet; try again")
         return self._worker
@@ -263,7 +265,7 @@ class Api:
             raise RefusedError(
                 "not_ready", f"the server is {self.state}; /health says when it is ready"
             )
-        data = bodies.decode(await self._intake.read(request))
+        data = bodies.decode(await self.intake.read(request))
         if self._with_text:
             _seen(request).text = data
         return data
@@ -297,7 +299,7 @@ class Api:
         *,
         finished: Callable[[], None] | None = None,
     ) -> Any:
-        worker = self._open_worker()
+        worker = self.worker
         job = Job(
             client=_seen(request).client,
             tokens=tokens,

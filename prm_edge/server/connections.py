@@ -56,9 +56,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
 
 def too_many(most: int) -> bytes:
     """The whole answer for a connection over the limit."""
-    told = RefusedError(
-        "busy", f"the server has {most} connections, its limit; try again"
-    )
+    told = RefusedError("busy", f"the server has {most} connections, its limit; try again")
     body = json.dumps(told.to_dict("")).encode("ascii")
     head = (
         "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"

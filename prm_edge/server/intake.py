@@ -48,9 +48,7 @@ class Intake:
                 if held > limits.body_bytes:
                     raise self._too_large()
                 if self.n_bytes > limits.bodies_bytes:
-                    raise RefusedError(
-                        "busy", "too much is being sent at once; try again"
-                    )
+                    raise RefusedError("busy", "too much is being sent at once; try again")
                 chunks.append(chunk)
         finally:
             self.n_bytes -= held

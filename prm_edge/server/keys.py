@@ -58,7 +58,7 @@ def read_keys(path: Path) -> Keys:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"the keys in {str(path)!r} cannot be read: {reason}") from None
-    keys: list[tuple[str, str]] = []
+    keys: dict[str, str] = {}  # key -> name
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -74,11 +74,11 @@ def read_keys(path: Path) -> Keys:
                 'ASCII characters; make one with: python -c "import secrets; '
                 'print(secrets.token_urlsafe(32))"'
             )
-        if any(key == words[1] for _, key in keys):
+        if words[1] in keys:
             raise ConfigError(f"{where}: this key is there twice; give everyone their own")
-        keys.append((words[0], words[1]))
+        keys[words[1]] = words[0]
     if not keys:
         raise ConfigError(f"there are no keys in {str(path)!r}; write NAME KEY on a line")
     if len(keys) > MAX_KEYS:
         raise ConfigError(f"there are {len(keys)} keys; at most {MAX_KEYS} are compared")
-    return Keys(keys)
+    return Keys([(name, key) for key, name in keys.items()])

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 from .limits import Limits
 from .refusals import RefusedError
 
+MIN_TOKENS: Final = 8  # what a job costs its client at the least
+
 Solution: TypeAlias = tuple[str, tuple[str, ...]]  # a problem and its steps
 
 
@@ -127,10 +129,13 @@ class FairQueue:
         return taken
 
     def settle(self, job: Job, tokens: int) -> None:
-        """Put right what a job cost its client, now that it is known."""
+        """Put right what a job cost its client, now that it is known.
+
+        No job is for nothing: whoever only asks for what is cached would never let others in.
+        """
         client = self._clients.get(job.client)
         if client is not None:
-            client.clock += tokens - job.tokens
+            client.clock += max(tokens, MIN_TOKENS) - job.tokens
 
     def _remove(self, client: _Client, job: Job) -> None:
         del client.jobs[job]
