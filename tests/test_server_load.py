@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from server_scorers import HeldScorer, run, serving, until
 
 from prm_edge.server.keys import Keys
+from prm_edge.server.queue import FairQueue
+from prm_edge_runtime import Scorer, Session
 
 KEYS = Keys([("anna", "a" * 20), ("ben", "b" * 20)])
 
@@ -124,6 +128,33 @@ def test_server_never_runs_what_nobody_waits_for() -> None:
     run(test)
 
 
+def test_server_ends_a_session_whose_id_nobody_learns(tiny_package: Path) -> None:
+    async def test() -> None:
+        with Scorer.load(tiny_package) as scorer:
+            held = threading.Event()
+            real = scorer.session
+
+            def slowly(problem: str) -> Session:
+                assert held.wait(30)
+                return real(problem)
+
+            changed: Any = scorer
+            changed.session = slowly
+            async with serving(scorer) as client:
+                gone = asyncio.Event()
+                asking = client.ask("/v1/sessions", {"problem": "1 + 1 = ?"}, gone=gone)
+                left = asyncio.ensure_future(asking)
+                await until(lambda: client.api.worker.queue.requests == 0)
+                await until(lambda: len(client.api.sessions) == 1)
+                gone.set()
+                assert (await left).status == 0
+                held.set()
+                await until(lambda: len(client.api.sessions) == 0)
+                assert client.api.sessions.n_bytes == 0
+
+    run(test)
+
+
 def test_server_goes_on_when_a_client_leaves_while_its_request_runs() -> None:
     scorer = HeldScorer()
 
@@ -179,7 +210,7 @@ def test_server_is_not_ready_before_the_self_test() -> None:
 
 
 def test_server_that_fails_its_self_test_answers_nothing() -> None:
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     async def test() -> None:
         async with serving(HeldScorer(wrong=True), on_failure=failures.append) as client:
@@ -188,6 +219,24 @@ def test_server_that_fails_its_self_test_answers_nothing() -> None:
 
     run(test)
     assert ["does not reproduce" in str(error) for error in failures] == [True]
+
+
+def test_server_that_can_run_nothing_more_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[BaseException] = []
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a fault of the queue")
+
+    async def test() -> None:
+        async with serving(HeldScorer(), on_failure=failures.append) as client:
+            monkeypatch.setattr(FairQueue, "settle", broken)
+            gone = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.2, gone.set)
+            await client.score("p", gone=gone)
+            assert (await client.ask("/health", method="GET")).json() == {"status": "failed"}
+
+    run(test)
+    assert [str(error) for error in failures] == ["a fault of the queue"]
 
 
 def test_server_finishes_what_runs_when_it_stops() -> None:

@@ -27,7 +27,7 @@ from .guard import SEEN, Guard, JsonResponse, Seen
 from .intake import Intake
 from .keys import Keys
 from .limits import Limits
-from .logs import log
+from .logs import log, logger
 from .metrics import CONTENT_TYPE, OTHER, Metrics
 from .openapi import document
 from .page import page, policy
@@ -49,7 +49,7 @@ class Api:
         limits: Limits,
         *,
         with_text: bool,
-        on_failure: Callable[[Exception], None] | None,
+        on_failure: Callable[[BaseException], None] | None,
     ) -> None:
         self.backend: Final = backend
         self.limits: Final = limits
@@ -69,7 +69,7 @@ class Api:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Start the worker, check the model, and keep sessions from staying for ever."""
-        self._worker = Worker(self.backend, self.limits, self.metrics)
+        self._worker = Worker(self.backend, self.limits, self.metrics, self._fail)
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self._check()), loop.create_task(self._sweep())]
         try:
@@ -87,13 +87,17 @@ class Api:
         try:
             worst = await self.worker.self_test()
         except Exception as error:
-            self.state = "failed"
-            log(logging.ERROR, "the self-test failed", type=type(error).__name__)
-            if self._on_failure is not None:
-                self._on_failure(error)
+            self._fail(error)
             return
         self.state = "ready"
         log(logging.INFO, "ready", largest_difference=worst)
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer nothing more: a wrong score is worse than none."""
+        self.state = "failed"
+        logger.error("this server cannot go on", exc_info=error)
+        if self._on_failure is not None:
+            self._on_failure(error)
 
     async def _sweep(self) -> None:
         while True:
@@ -328,14 +332,14 @@ def create_app(
     keys: Keys | None = None,
     hosts: Sequence[str] = ("localhost", "127.0.0.1", "[::1]"),
     with_text: bool = False,
-    on_failure: Callable[[Exception], None] | None = None,
+    on_failure: Callable[[BaseException], None] | None = None,
 ) -> Starlette:
     """Make the application.
 
     Args:
         hosts: the values of the Host header that are answered, without a port.
         with_text: log what pupils wrote.
-        on_failure: called when the model does not pass its self-test.
+        on_failure: called when the model does not pass its self-test, or cannot be run any more.
     """
     api = Api(backend, limits or Limits(), with_text=with_text, on_failure=on_failure)
     routes = [

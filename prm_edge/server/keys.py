@@ -15,7 +15,7 @@ from typing import Final
 from prm_edge_runtime.errors import ConfigError
 
 MIN_CHARACTERS: Final = 16
-MAX_KEYS: Final = 10_000
+MAX_KEYS: Final = 1_000  # all of them are compared for every request
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{{MIN_CHARACTERS},256}}")
 BEARER: Final = re.compile(rb"bearer +([\x21-\x7e]+) *", re.IGNORECASE)

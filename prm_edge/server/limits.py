@@ -9,7 +9,7 @@ from typing import Final
 from prm_edge_runtime.errors import ConfigError
 
 MB: Final = 1_000_000
-# A quarter of the queue and of the sessions is left for everybody else, whatever one client sends.
+# Of the queue and of the sessions: the rest is for everybody else, whatever one client sends.
 CLIENT_SHARE: Final = 0.75
 
 
@@ -29,9 +29,9 @@ class Limits:
     header_s: float = 10.0  # until the first request of a connection is there
     steps: int = 512  # of all candidates together
     candidates: int = 128
-    request_tokens: int = 32_768
+    request_tokens: int = 16_384
     queue_requests: int = 256
-    queue_tokens: int = 262_144
+    queue_tokens: int = 131_072
     batch_tokens: int = 1_024
     deadline_s: float = 30.0
     sessions: int = 256

@@ -105,9 +105,9 @@ def serve(
     """
     start_logging(with_text=with_text)
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
-    def failed(error: Exception) -> None:
+    def failed(error: BaseException) -> None:
         failures.append(error)
         server.should_exit = True
 

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from .backend import Backend
@@ -29,7 +28,14 @@ MAX_RETRY_S: Final = 60
 class Worker:
     """Runs jobs; make it, use it and close it on one loop."""
 
-    def __init__(self, backend: Backend, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        limits: Limits,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """``on_failure``: called if it ends by a fault of its own, and would run nothing more."""
         self._backend = backend
         self._limits = limits
         self._metrics = metrics
@@ -37,13 +43,18 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prm-edge-model")
         self._speeds: deque[tuple[int, float]] = deque(maxlen=SPEEDS)
         self._running_tokens = 0
+        self._on_failure = on_failure
         self._task = asyncio.get_running_loop().create_task(self._work())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
 
     async def close(self) -> None:
         """Stop; what waits is cancelled, what runs is finished first."""
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task])
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
     async def self_test(self) -> float:
