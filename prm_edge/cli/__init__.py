@@ -17,6 +17,7 @@ from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .recipes import recipes_command
 from .score import score_command
+from .serve import serve_command
 from .try_lines import try_command
 
 __all__ = ["cli", "main"]
@@ -44,6 +45,7 @@ for command in (
     inspect_command,
     recipes_command,
     doctor_command,
+    serve_command,
 ):
     cli.add_command(command)
 
