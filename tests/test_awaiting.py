@@ -54,7 +54,7 @@ def test_ascore_leaves_the_loop_free() -> None:
     reached = threading.Event()
 
     class Held:
-        def score(self, problem: str, steps: list[str]) -> bool:
+        def score(self, problem: str, steps: list[str], *, on_too_long: str) -> bool:
             return reached.wait(30)
 
     async def both() -> bool:
