@@ -199,6 +199,9 @@ def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Pat
         mute, half = (asyncio.ensure_future(talk(port, s)) for s in (b"", b"GET / HTTP/1.1\r\nHo"))
         while len(server.server_state.connections) < 2:
             await asyncio.sleep(0.005)
+        for connection in server.server_state.connections:
+            one = connection.transport.get_extra_info("socket")
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms an answer
         full = await talk(port, good)
         assert full.startswith(b"HTTP/1.1 429 ")
         assert b"Retry-After: 1\r\n" in full
