@@ -1,8 +1,9 @@
 """Score a stream of records.
 
 In: a scorer and the lines of a file. Out: one line of output per line of input, in order, as
-soon as it is known; a record that cannot be scored becomes a line that says why. Keeps one record
-in memory. Prints nothing; imports nothing but the standard library and the runtime.
+soon as it is known; a record that cannot be scored becomes a line that says why. A thread reads
+and decodes ahead, within bounds. Prints nothing; imports nothing but the standard library and the
+runtime.
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from prm_edge_runtime import results, scoring
 from prm_edge_runtime.errors import ConfigError, EngineError, InputError, RecipeError
 
-from .records import (
-    Candidates,
-    Id,
-    Line,
-    Record,
-    Response,
-    Solution,
-    decode_line,
-    read_id,
-    read_record,
-)
+from .ahead import Ahead
+from .records import Line, decode_line, read_record
+from .solutions import Candidates, Id, Record, Response, Solution, read_id
+from .writers import NATIVE, Scored, form_named, with_text
 
 if TYPE_CHECKING:
     from prm_edge_runtime.results import StepScores
@@ -44,13 +40,14 @@ class OutputLine:
     """The result of one line of input.
 
     ``number``: of the line, from 1. ``id``: of the record, None when it has none. ``data``: what
-    is written. ``error``: the message when the record failed, else None.
+    is written. ``error``: the message when the record failed, else None. ``n_tokens``: of it all.
     """
 
     number: int
     id: Id
     data: Mapping[str, Any]
     error: str | None = None
+    n_tokens: int = 0
 
     def to_json(self) -> bytes:
         """One line of ASCII JSON, so that no character in it can end the line early."""
@@ -59,15 +56,17 @@ class OutputLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """How records are scored.
+    """How records are scored and written.
 
     ``by``: aggregate that orders candidates, None for the recipe's own. ``threshold``: instead of
-    the package's.
+    the package's. ``form``: of :data:`.writers.FORMS`. ``text``: write problem and steps too.
     """
 
     scorer: Scorer
     by: str | None = None
     threshold: float | None = None
+    form: str = NATIVE
+    text: bool = False
 
     def judge(self, result: StepScores) -> StepScores:
         """Put the job's threshold in the place of the package's."""
@@ -76,18 +75,58 @@ class Job:
         return replace(result, threshold=self.threshold)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A line that was read: the record in it, or what is wrong with it."""
+
+    line: Line = field(repr=False)
+    data: dict[str, Any]
+    record: Record | None = None
+    error: InputError | None = None
+
+
 def score_records(
     scorer: Scorer,
     lines: Iterable[Line],
     *,
     by: str | None = None,
     threshold: float | None = None,
+    form: str = NATIVE,
+    text: bool = False,
+    skip: int = 0,
+    ahead: bool = False,
 ) -> Iterator[OutputLine]:
     """Score every line that :func:`.records.read_lines` yields.
+
+    Args:
+        form, text: what is written, see :class:`Job`.
+        skip: so many records at the beginning have been scored by an earlier run.
+        ahead: read ahead in a thread; ``lines`` must be able to end, unlike a terminal.
 
     Raises:
         ConfigError: at once, when the recipe defines no aggregate ``by``, or the threshold is
             outside the range of its scores.
+    """
+    job = make_job(scorer, by=by, threshold=threshold, form=form, text=text)
+    parsed = (parse_line(line) for line in islice(lines, skip, None))
+    if ahead:
+        return _score_ahead(job, parsed)
+    return (score_parsed(job, item) for item in parsed)
+
+
+def make_job(
+    scorer: Scorer,
+    *,
+    by: str | None = None,
+    threshold: float | None = None,
+    form: str = NATIVE,
+    text: bool = False,
+) -> Job:
+    """Check how records are to be scored.
+
+    Raises:
+        ConfigError: when the recipe defines no aggregate ``by``, the threshold is outside the
+            range of its scores, or there is no such form.
     """
     if by is not None:
         scoring.aggregate((), by, scorer.recipe.aggregates)
@@ -97,55 +136,85 @@ def score_records(
             f"threshold {threshold} is outside the scores of this package, "
             f"which lie from {lowest:g} to {highest:g}"
         )
-    job = Job(scorer=scorer, by=by, threshold=threshold)
-    return (score_line(job, line) for line in lines)
+    form_named(form)
+    return Job(scorer=scorer, by=by, threshold=threshold, form=form, text=text)
+
+
+def _score_ahead(job: Job, parsed: Iterator[Parsed]) -> Iterator[OutputLine]:
+    with closing(Ahead(parsed, lambda item: item.line.n_bytes)) as ready:
+        for item in ready:
+            yield score_parsed(job, item)
+
+
+def parse_line(line: Line) -> Parsed:
+    """Read one line; what is wrong with it comes back as ``error``."""
+    data: dict[str, Any] = {}
+    try:
+        data = decode_line(line)
+        return Parsed(line=line, data=data, record=read_record(data))
+    except InputError as error:
+        return Parsed(line=line, data=data, error=error)
 
 
 def score_line(job: Job, line: Line) -> OutputLine:
     """Score one line; what is wrong with it comes back as a line with ``error``."""
-    data: dict[str, Any] = {}
+    return score_parsed(job, parse_line(line))
+
+
+def score_parsed(job: Job, parsed: Parsed) -> OutputLine:
+    """Score what was read of one line."""
+    record = parsed.record
+    if record is None:
+        return _failure(parsed, parsed.error or InputError("the line holds no record"))
     try:
-        data = decode_line(line)
-        record = read_record(data)
-        result = RUNNERS[type(record)](job, record)
+        steps, result = RUNNERS[type(record)](job, record)
+        scored = Scored(data=parsed.data, record=record, steps=steps, result=result)
+        written = with_text(scored) if job.text else form_named(job.form).write(scored)
     except RECORD_ERRORS as error:
-        return _failure(line, data, error)
+        return _failure(parsed, error)
     named = {} if record.id is None else {"id": record.id}
     about = {"package": job.scorer.package.short, "variant": job.scorer.variant}
-    return OutputLine(number=line.number, id=record.id, data={**named, **result, **about})
-
-
-def _failure(line: Line, data: dict[str, Any], error: Exception) -> OutputLine:
-    try:
-        known = read_id(data)
-    except InputError:
-        known = None
-    named = {} if known is None else {"id": known}
-    detail = {"type": type(error).__name__, "message": str(error), "line": line.number}
     return OutputLine(
-        number=line.number, id=known, data={**named, "error": detail}, error=str(error)
+        number=parsed.line.number,
+        id=record.id,
+        data={**named, **written, **about},
+        n_tokens=sum(item["n_tokens"] for item in result.get("candidates", [result])),
     )
 
 
-def _run_solution(job: Job, record: Any) -> dict[str, Any]:
+def _failure(parsed: Parsed, error: Exception) -> OutputLine:
+    try:
+        known = read_id(parsed.data)
+    except InputError:
+        known = None
+    named = {} if known is None else {"id": known}
+    number = parsed.line.number
+    detail = {"type": type(error).__name__, "message": str(error), "line": number}
+    return OutputLine(number=number, id=known, data={**named, "error": detail}, error=str(error))
+
+
+Run = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def _run_solution(job: Job, record: Any) -> Run:
     result = job.judge(job.scorer.score(record.problem, record.steps))
-    return describe(result)
+    return record.steps, describe(result)
 
 
-def _run_response(job: Job, record: Any) -> dict[str, Any]:
+def _run_response(job: Job, record: Any) -> Run:
     # the steps are written too: without them nobody knows what the scores belong to
     steps = job.scorer.split(record.response)
     result = job.judge(job.scorer.score(record.problem, steps))
-    return {"steps": steps, **describe(result)}
+    return tuple(steps), {"steps": steps, **describe(result)}
 
 
-def _run_candidates(job: Job, record: Any) -> dict[str, Any]:
+def _run_candidates(job: Job, record: Any) -> Run:
     ranking = job.scorer.rank(record.problem, record.candidates, by=job.by)
     ranking = results.rank(tuple(map(job.judge, ranking.candidates)), ranking.by)
     candidates = [describe(candidate) for candidate in ranking.candidates]
     for candidate in candidates:
         del candidate["threshold"]  # one for all of them
-    return {
+    return (), {
         "candidates": candidates,
         "order": list(ranking.order),
         "best": ranking.best,
@@ -155,7 +224,7 @@ def _run_candidates(job: Job, record: Any) -> dict[str, Any]:
     }
 
 
-RUNNERS: Final[dict[type[Record], Callable[[Job, Any], dict[str, Any]]]] = {
+RUNNERS: Final[dict[type[Record], Callable[[Job, Any], Run]]] = {
     Solution: _run_solution,
     Response: _run_response,
     Candidates: _run_candidates,

@@ -29,7 +29,20 @@ HEAVY = {"onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
     "prm_edge_export": RUNTIME | HEAVY,
-    "prm_edge": RUNTIME | {"click", "rich", "torch", "tqdm", "transformers"},
+    "prm_edge": RUNTIME
+    | {
+        "backports",
+        "click",
+        "compression",
+        "its_hub",
+        "pyarrow",
+        "rich",
+        "scipy",
+        "sklearn",
+        "torch",
+        "tqdm",
+    }
+    | {"transformers"},
 }
 # the one place for each, below the package that owns the rule
 ONLY_IN = {"tokenizers": "encoding.py", "onnxruntime": "ort.py"}
@@ -37,7 +50,8 @@ ONLY_IN = {"tokenizers": "encoding.py", "onnxruntime": "ort.py"}
 LAZY = {
     "prm_edge_runtime": {"onnxruntime"},
     "prm_edge_export": set(),
-    "prm_edge": HEAVY | {"onnxruntime", "prm_edge_export"},
+    "prm_edge": HEAVY
+    | {"backports", "its_hub", "onnxruntime", "prm_edge_export", "pyarrow", "scipy", "sklearn"},
 }
 # modules that import a computed name, and why
 DYNAMIC = {"prm_edge/record.py": "TRL has moved PRMTrainer: both places are tried"}

@@ -12,6 +12,7 @@ from prm_edge_runtime.version import __version__
 
 from .demo import demo_command
 from .export import export_command
+from .formats import formats_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .score import score_command
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (score_command, demo_command, export_command, inspect_command):
+for command in (score_command, demo_command, export_command, formats_command, inspect_command):
     cli.add_command(command)
 
 
