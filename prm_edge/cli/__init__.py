@@ -11,10 +11,12 @@ import click
 from prm_edge_runtime.version import __version__
 
 from .demo import demo_command
+from .evaluate import eval_command
 from .export import export_command
 from .formats import formats_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
+from .rank import rank_command
 from .score import score_command
 
 __all__ = ["cli", "main"]
@@ -34,7 +36,15 @@ def cli() -> None:
     """
 
 
-for command in (score_command, demo_command, export_command, formats_command, inspect_command):
+for command in (
+    score_command,
+    rank_command,
+    eval_command,
+    demo_command,
+    export_command,
+    formats_command,
+    inspect_command,
+):
     cli.add_command(command)
 
 
