@@ -18,6 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from prm_edge_runtime import results, scoring
+from prm_edge_runtime.calibration import Calibration, cautious
 from prm_edge_runtime.errors import ConfigError, EngineError, InputError, RecipeError
 
 from .ahead import Ahead
@@ -60,6 +61,7 @@ class Job:
 
     ``by``: aggregate that orders candidates, None for the recipe's own. ``threshold``: instead of
     the package's. ``form``: of :data:`.writers.FORMS`. ``text``: write problem and steps too.
+    ``unsure``: a score in the package's unsure band decides nothing.
     """
 
     scorer: Scorer
@@ -67,6 +69,24 @@ class Job:
     threshold: float | None = None
     form: str = NATIVE
     text: bool = False
+    unsure: bool = False
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was fitted to the variant that runs."""
+        return self.scorer.package.manifest.calibration.get(self.scorer.variant)
+
+    def describe(self, result: StepScores) -> dict[str, Any]:
+        """One solution's scores as they are written."""
+        written, fitted = describe(result), self.calibration
+        if fitted is not None and fitted.temperature is not None:
+            written["probabilities"] = [
+                None if score is None else rounded(fitted.probability(score))
+                for score in result.scores
+            ]
+        if self.unsure and fitted is not None and fitted.unsure is not None:
+            written["verdict"], written["first_error"] = cautious(result.scores, fitted.unsure)
+        return written
 
     def judge(self, result: StepScores) -> StepScores:
         """Put the job's threshold in the place of the package's."""
@@ -93,13 +113,14 @@ def score_records(
     threshold: float | None = None,
     form: str = NATIVE,
     text: bool = False,
+    unsure: bool = False,
     skip: int = 0,
     ahead: bool = False,
 ) -> Iterator[OutputLine]:
     """Score every line that :func:`.records.read_lines` yields.
 
     Args:
-        form, text: what is written, see :class:`Job`.
+        form, text, unsure: what is written, see :class:`Job`.
         skip: so many records at the beginning have been scored by an earlier run.
         ahead: read ahead in a thread; ``lines`` must be able to end, unlike a terminal.
 
@@ -107,7 +128,7 @@ def score_records(
         ConfigError: at once, when the recipe defines no aggregate ``by``, or the threshold is
             outside the range of its scores.
     """
-    job = make_job(scorer, by=by, threshold=threshold, form=form, text=text)
+    job = make_job(scorer, by=by, threshold=threshold, form=form, text=text, unsure=unsure)
     parsed = (parse_line(line) for line in islice(lines, skip, None))
     if ahead:
         return _score_ahead(job, parsed)
@@ -121,12 +142,13 @@ def make_job(
     threshold: float | None = None,
     form: str = NATIVE,
     text: bool = False,
+    unsure: bool = False,
 ) -> Job:
     """Check how records are to be scored.
 
     Raises:
         ConfigError: when the recipe defines no aggregate ``by``, the threshold is outside the
-            range of its scores, or there is no such form.
+            range of its scores, there is no such form, or no unsure band.
     """
     if by is not None:
         scoring.aggregate((), by, scorer.recipe.aggregates)
@@ -137,7 +159,15 @@ def make_job(
             f"which lie from {lowest:g} to {highest:g}"
         )
     form_named(form)
-    return Job(scorer=scorer, by=by, threshold=threshold, form=form, text=text)
+    job = Job(scorer=scorer, by=by, threshold=threshold, form=form, text=text, unsure=unsure)
+    if unsure and threshold is not None:
+        raise ConfigError("the unsure band lies around the package's threshold; give no other one")
+    if unsure and (job.calibration is None or job.calibration.unsure is None):
+        raise ConfigError(
+            f"variant {scorer.variant!r} of this package has no unsure band; fit one with "
+            "prm-edge calibrate PACKAGE LABELLED"
+        )
+    return job
 
 
 def _score_ahead(job: Job, parsed: Iterator[Parsed]) -> Iterator[OutputLine]:
@@ -198,27 +228,27 @@ Run = tuple[tuple[str, ...], dict[str, Any]]
 
 def _run_solution(job: Job, record: Any) -> Run:
     result = job.judge(job.scorer.score(record.problem, record.steps))
-    return record.steps, describe(result)
+    return record.steps, job.describe(result)
 
 
 def _run_response(job: Job, record: Any) -> Run:
     # the steps are written too: without them nobody knows what the scores belong to
     steps = job.scorer.split(record.response)
     result = job.judge(job.scorer.score(record.problem, steps))
-    return tuple(steps), {"steps": steps, **describe(result)}
+    return tuple(steps), {"steps": steps, **job.describe(result)}
 
 
 def _run_candidates(job: Job, record: Any) -> Run:
     ranking = job.scorer.rank(record.problem, record.candidates, by=job.by)
     ranking = results.rank(tuple(map(job.judge, ranking.candidates)), ranking.by)
-    candidates = [describe(candidate) for candidate in ranking.candidates]
+    candidates = [job.describe(candidate) for candidate in ranking.candidates]
     for candidate in candidates:
         del candidate["threshold"]  # one for all of them
     return (), {
         "candidates": candidates,
         "order": list(ranking.order),
         "best": ranking.best,
-        "best_sound": ranking.best_sound,
+        "best_sound": next((i for i in ranking.order if candidates[i]["verdict"] == "sound"), None),
         "by": ranking.by,
         "threshold": job.scorer.threshold if job.threshold is None else job.threshold,
     }

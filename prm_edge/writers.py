@@ -178,6 +178,7 @@ def _schema(arrow: Any) -> Any:
         ("first_error", whole),
         ("aggregate", arrow.map_(text, number)),
         ("status", arrow.list_(text)),
+        ("probabilities", arrow.list_(number)),
         ("n_tokens", whole),
     ]
     error = arrow.struct([("type", text), ("message", text), ("line", whole)])

@@ -10,6 +10,7 @@ import click
 
 from prm_edge_runtime.version import __version__
 
+from .calibrate import calibrate_command
 from .demo import demo_command
 from .evaluate import eval_command
 from .export import export_command
@@ -17,6 +18,7 @@ from .formats import formats_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .rank import rank_command
+from .report import report_command
 from .score import score_command
 
 __all__ = ["cli", "main"]
@@ -40,6 +42,8 @@ for command in (
     score_command,
     rank_command,
     eval_command,
+    calibrate_command,
+    report_command,
     demo_command,
     export_command,
     formats_command,

@@ -39,6 +39,7 @@ class Request:
     by: str | None
     form: str
     text: bool
+    unsure: bool
     shard: Shard | None
     resume: bool
     overwrite: bool
@@ -70,6 +71,9 @@ class Request:
 @click.option("--text", is_flag=True, help="Write problem, steps and labels too, as report reads.")
 @engine_options
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
+@click.option(
+    "--unsure", is_flag=True, help="Say unknown inside the band that calibrate has fitted."
+)
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 @click.option("--log-json", is_flag=True, help="Say it on stderr as JSON, for programs.")
@@ -264,6 +268,7 @@ class _Run:
             threshold=request.threshold,
             form=request.form,
             text=request.text,
+            unsure=request.unsure,
             skip=skip,
             ahead=self._named,
         )
@@ -283,6 +288,7 @@ class _Run:
             "--by": request.by,
             "--form": request.form,
             "--text": request.text,
+            "--unsure": request.unsure,
             "--shard": None if request.shard is None else str(request.shard),
             "prm-edge": __version__,
             "onnxruntime": _onnxruntime_version(),
