@@ -146,11 +146,9 @@ def test_rank_refuses_an_aggregate_that_the_recipe_lacks(
 
 
 @pytest.mark.skipif(not BON.is_file(), reason="needs the best-of-N data beside the repository")
-@pytest.mark.parametrize(
-    ("by", "right"), [("min", ".8833"), ("last", ".9167"), ("mean", ".8667"), ("prod", ".8833")]
-)
-def test_rank_of_published_scores_gives_the_published_accuracy(by: str, right: str) -> None:
-    result = rank(BON, "--scores-key", "prm_scores.qwen_prm", "--by", by)
-    assert result.exit_code == 0
-    assert f"60 problems, 1920 candidates, by {by}; right: best 0{right}," in result.stderr
-    assert len(rows(result.stdout)) == 60
+def test_rank_of_published_scores_gives_the_published_accuracies() -> None:
+    for by, right in {"min": 0.8833, "last": 0.9167, "mean": 0.8667, "prod": 0.8833}.items():
+        result = rank(BON, "--scores-key", "prm_scores.qwen_prm", "--by", by)
+        assert result.exit_code == 0
+        assert f"60 problems, 1920 candidates, by {by}; right: best {right}," in result.stderr
+        assert len(rows(result.stdout)) == 60
