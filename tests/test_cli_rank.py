@@ -105,6 +105,15 @@ def test_rank_writes_a_file(tmp_path: Path) -> None:
     assert rank(source, "-o", out, "--overwrite", "--quiet").stderr == ""
 
 
+def test_rank_refuses_scores_judged_by_several_thresholds(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"scores": [1], "threshold": 0.5}\n{"scores": [1], "threshold": 0.7}\n')
+    result = rank(path)
+    assert result.exit_code == 2
+    assert "were judged by several thresholds (0.5, 0.7): give one with --thr" in result.stderr
+    assert rank(path, "--threshold", 0.6).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("record", "arguments", "code", "message"),
     [

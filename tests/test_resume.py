@@ -288,6 +288,31 @@ def test_resume_refuses_more_records_than_the_input_has(source: Path, whole: byt
     assert "'out.jsonl.partial' holds more records than the input" in result.stderr
 
 
+def test_score_notices_an_input_that_shrinks(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    from prm_edge import sources
+
+    whole = sources.survey
+
+    def then_cut(stream: Any, name: str) -> Any:
+        found = whole(stream, name)
+        source.write_text(records(5))
+        return found
+
+    monkeypatch.setattr(sources, "survey", then_cut)
+    out = source.parent / "out.jsonl"
+    result = score(source, "-o", out)
+    assert result.exit_code == 1
+    assert "the input ended after 6 of 44 records: it changed while it was read" in result.stderr
+    assert not out.exists()
+
+
+@posix
+def test_journal_says_why_it_cannot_write(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / ("x" * 250), {}, resume=False, overwrite=False)
+    with pytest.raises(ConfigError, match="cannot be written: File name too long"), journal:
+        pass
+
+
 @posix
 def test_journal_refuses_a_second_writer(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"

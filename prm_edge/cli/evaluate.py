@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,7 +86,9 @@ def eval_command(
     good = neutral == "good"
 
     def read(file: str, scorer: Scorer | None, key: str | None) -> Given:
-        return read_given(file, scorer=scorer, scores_key=key, group_key=group_by)
+        return read_given(
+            file, scorer=scorer, scores_key=key, group_key=group_by, threshold=threshold
+        )
 
     with scorer_if_named(package, device, variant, threads) as scorer:
         if tune is not None:
@@ -100,8 +101,6 @@ def eval_command(
                 )
             threshold = tuned
         read_files = [(file, read(file, scorer, scores_key)) for file in files]
-    if threshold is not None:
-        read_files = [(file, replace(given, threshold=threshold)) for file, given in read_files]
     figures = {
         file: evaluation.evaluate(
             given.samples, given.threshold, neutral_is_good=good, bootstrap=bootstrap
@@ -119,7 +118,7 @@ def eval_command(
                     given.samples,
                     second.samples,
                     given.threshold,
-                    second.threshold if threshold is None else threshold,
+                    second.threshold,
                 )
     failed = {file: given.failed for file, given in read_files if given.failed}
     data["left_out"] = failed

@@ -22,7 +22,7 @@ NO_RECIPE_THRESHOLD = 0.5  # of scores of which nothing else is known
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """The samples of one file. ``threshold``: what they are judged by unless the user says.
+    """The samples of one file. ``threshold``: what they are judged by.
 
     ``failed``: records that say they could not be scored. ``by``: the aggregate to order by.
     """
@@ -47,12 +47,20 @@ def scorer_if_named(
 
 
 def read_given(
-    file: str | None, *, scorer: Scorer | None, scores_key: str | None, group_key: str
+    file: str | None,
+    *,
+    scorer: Scorer | None,
+    scores_key: str | None,
+    group_key: str,
+    threshold: float | None = None,
 ) -> Given:
     """Read one file; the scores in it are used unless a package was named.
 
+    ``threshold``: the user's; without it what the scores were judged by, else 0.5.
+
     Raises:
-        ConfigError: when there are neither scores nor a package, or both were asked for.
+        ConfigError: when there are neither scores nor a package, both were asked for, or the
+            scores were judged by several thresholds.
         InputError: for a record that cannot be read; it names the line.
     """
     from prm_edge.samples import SCORES, carries_scores, read_samples
@@ -74,9 +82,17 @@ def read_given(
         found = list(read_samples(lines, scores_key=scores_key, scorer=scorer, group_key=group_key))
     samples = [sample for sample in found if sample is not None]
     said = {sample.threshold for sample in samples if sample.threshold is not None}
+    if threshold is None and len(said) > 1:
+        shown = ", ".join(f"{value:g}" for value in sorted(said)[:4])
+        raise ConfigError(
+            f"the scores of {file or 'stdin'!r} were judged by several thresholds ({shown}): give "
+            "one with --threshold"
+        )
+    if threshold is None:
+        threshold = said.pop() if said else NO_RECIPE_THRESHOLD
     return Given(
         samples=samples,
         failed=len(found) - len(samples),
-        threshold=said.pop() if len(said) == 1 else NO_RECIPE_THRESHOLD,
+        threshold=threshold,
         by="min" if scorer is None else scorer.recipe.aggregate,
     )

@@ -69,9 +69,15 @@ def rank_command(
     with scorer_if_named(package, device, variant, threads) as scorer:
         if scorer is not None and by is not None:
             scoring.aggregate((), by, scorer.recipe.aggregates)
-        given = read_given(file, scorer=scorer, scores_key=scores_key, group_key=group_by)
+        given = read_given(
+            file,
+            scorer=scorer,
+            scores_key=scores_key,
+            group_key=group_by,
+            threshold=threshold,
+        )
     by = given.by if by is None else by
-    threshold = given.threshold if threshold is None else threshold
+    threshold = given.threshold
     groups = by_problem(given.samples)
     with open_input(file) as source, open_output(out, source=source, overwrite=overwrite) as sink:
         for group in groups.values():

@@ -56,11 +56,17 @@ def report_command(
     if by is not None:
         scoring.aggregate((), by, ALL_AGGREGATES)  # refuse before any work is done
     with scorer_if_named(package, device, variant, threads) as scorer:
-        given = read_given(file, scorer=scorer, scores_key=scores_key, group_key=group_by)
+        given = read_given(
+            file,
+            scorer=scorer,
+            scores_key=scores_key,
+            group_key=group_by,
+            threshold=threshold,
+        )
     page = render(
         given.samples,
         title=title,
-        threshold=given.threshold if threshold is None else threshold,
+        threshold=given.threshold,
         by=given.by if by is None else by,
     )
     with open_input(file) as source, open_output(out, source=source, overwrite=overwrite) as sink:

@@ -238,6 +238,11 @@ class _Run:
                 raise Failure(f"{describe_os_error(error)}; {_kept(journal, context)}") from error
             if stop.asked and journal.counts.records < total:
                 raise Interrupted(f"interrupted; {_kept(journal, context)}")
+            if journal.counts.records < total:
+                raise Failure(
+                    f"the input ended after {journal.counts.records} of {total} records: it "
+                    "changed while it was read; begin again with --overwrite"
+                )
             journal.finish(keep=request.resume, convert=form_named(request.form).convert)
         return tally
 
