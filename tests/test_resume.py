@@ -308,7 +308,7 @@ def test_score_notices_an_input_that_shrinks(monkeypatch: pytest.MonkeyPatch, so
 
 @posix
 def test_journal_says_why_it_cannot_write(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / ("x" * 250), {}, resume=False, overwrite=False)
+    journal = Journal(tmp_path / ("x" * 246), {}, resume=False, overwrite=False)
     with pytest.raises(ConfigError, match="cannot be written: File name too long"), journal:
         pass
 
