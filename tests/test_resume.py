@@ -289,16 +289,16 @@ def test_resume_refuses_more_records_than_the_input_has(source: Path, whole: byt
 
 
 def test_score_notices_an_input_that_shrinks(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
-    from prm_edge import sources
+    from prm_edge import inputs
 
-    whole = sources.survey
+    whole = inputs.survey
 
     def then_cut(stream: Any, name: str) -> Any:
         found = whole(stream, name)
         source.write_text(records(5))
         return found
 
-    monkeypatch.setattr(sources, "survey", then_cut)
+    monkeypatch.setattr(inputs, "survey", then_cut)
     out = source.parent / "out.jsonl"
     result = score(source, "-o", out)
     assert result.exit_code == 1

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from prm_edge.inputs import read_source
 from prm_edge.records import decode_line, read_labelled
 from prm_edge.schemas import SCHEMAS
 from prm_edge.solutions import UNKNOWN, Candidates, Record, Response, Solution, Truth
-from prm_edge.sources import read_source
 from prm_edge_runtime.errors import InputError, InputTypeError
 
 DATA = Path(os.environ.get("PRM_EDGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

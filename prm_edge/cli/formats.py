@@ -27,9 +27,9 @@ def formats_command(as_json: bool) -> None:
 
 def as_data() -> dict[str, Any]:
     """Everything there is to say, for programs."""
+    from prm_edge.inputs import MAX_DECOMPRESSED_BYTES, MAX_EXPANSION, MAX_ROW_GROUP_BYTES
     from prm_edge.records import MAX_LINE_BYTES
     from prm_edge.schemas import SCHEMAS
-    from prm_edge.sources import MAX_DECOMPRESSED_BYTES, MAX_EXPANSION, MAX_ROW_GROUP_BYTES
     from prm_edge.writers import FORMS
 
     return {

@@ -63,8 +63,8 @@ def read_given(
             scores were judged by several thresholds.
         InputError: for a record that cannot be read; it names the line.
     """
+    from prm_edge.inputs import read_source
     from prm_edge.samples import SCORES, carries_scores, read_samples
-    from prm_edge.sources import read_source
     from prm_edge_runtime.errors import ConfigError
 
     if scorer is not None and scores_key is not None:

@@ -21,9 +21,9 @@ from .progress import Progress, Voice
 from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
 
 if TYPE_CHECKING:
+    from prm_edge.inputs import Survey
     from prm_edge.jobs import OutputLine
     from prm_edge.journal import Journal
-    from prm_edge.sources import Survey
     from prm_edge_runtime.scorer import Scorer
 
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -157,7 +157,7 @@ def _check(request: Request, source: BinaryIO) -> bool:
 
 
 def _is_named_file(request: Request, source: BinaryIO) -> bool:
-    from prm_edge.sources import is_file
+    from prm_edge.inputs import is_file
 
     return request.file not in (None, STANDARD) and is_file(source)
 
@@ -251,13 +251,13 @@ class _Run:
         return counted and self._named
 
     def _survey(self) -> Survey:
-        from prm_edge.sources import survey
+        from prm_edge.inputs import survey
 
         return survey(self._source, self._request.file or "")
 
     def _score(self, found: Survey | None, *, skip: int) -> tuple[Iterator[OutputLine], Any]:
+        from prm_edge.inputs import read_source
         from prm_edge.jobs import score_records
-        from prm_edge.sources import read_source
 
         request = self._request
         lines, total = read_source(self._source, request.file or ""), None

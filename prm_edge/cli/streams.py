@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 import click
 
-from prm_edge.sources import is_file
+from prm_edge.inputs import is_file
 from prm_edge_runtime.errors import ConfigError
 
 STANDARD: Final = "-"

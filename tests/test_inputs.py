@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from fake_scorer import fake_scorer
 
-from prm_edge import sources
+from prm_edge import inputs
+from prm_edge.inputs import read_source, survey
 from prm_edge.jobs import score_records
-from prm_edge.sources import read_source, survey
 from prm_edge_runtime.errors import ConfigError, InputError
 
 LINES = b'{"problem": "p", "steps": ["0.9"]}\n\n{"problem": "q", "steps": []}\n'
@@ -42,7 +42,7 @@ def test_read_source_unpacks_zstd_of_several_frames() -> None:
 
 
 def test_read_source_says_what_zstd_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_zstd", lambda: None)
+    monkeypatch.setattr(inputs, "_zstd", lambda: None)
     with pytest.raises(ConfigError, match=r"needs the extra zstd: pip install 'prm-edge\[zstd\]'"):
         read(b"\x28\xb5\x2f\xfd rest")
 
@@ -65,27 +65,27 @@ def test_read_source_notices_damage(pack: str) -> None:
 
 
 def test_read_source_refuses_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "FREE_BYTES", 1024 * 1024)
+    monkeypatch.setattr(inputs, "FREE_BYTES", 1024 * 1024)
     bomb = gzip.compress(b"\n" * 64 * 1024 * 1024)
-    monkeypatch.setattr(sources, "MAX_EXPANSION", 100)
+    monkeypatch.setattr(inputs, "MAX_EXPANSION", 100)
     with pytest.raises(InputError, match="more than 100 times its size, as a bomb does; if you"):
         read(bomb)
 
 
 def test_read_source_refuses_a_zstd_bomb_at_the_stated_bound() -> None:
-    bomb = zstd().compress(b" " * (sources.FREE_BYTES + sources.BLOCK_BYTES * 2), 19)
-    assert len(bomb) * sources.MAX_EXPANSION < sources.FREE_BYTES
+    bomb = zstd().compress(b" " * (inputs.FREE_BYTES + inputs.BLOCK_BYTES * 2), 19)
+    assert len(bomb) * inputs.MAX_EXPANSION < inputs.FREE_BYTES
     with pytest.raises(InputError, match="more than 1000 times its size"):
         read(bomb)
 
 
 def test_read_source_reads_what_packs_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "FREE_BYTES", 1000)
+    monkeypatch.setattr(inputs, "FREE_BYTES", 1000)
     assert len(read(gzip.compress(LINES * 2000))) == 4000
 
 
 def test_read_source_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_DECOMPRESSED_BYTES", 100)
+    monkeypatch.setattr(inputs, "MAX_DECOMPRESSED_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to more than 100 bytes, the most that is read"):
         read(gzip.compress(LINES * 9))
 
@@ -105,7 +105,7 @@ def test_read_source_refuses_an_array_that_is_none(monkeypatch: pytest.MonkeyPat
     for bad in (b"[1, 2", b"[" * 300_000, b"[1]\n[2]", b'["\xff"]'):
         with pytest.raises(InputError, match=r"is named \.json and is no JSON array: "):
             read(bad, "a.json")
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 10)
     with pytest.raises(InputError, match="more than 10 bytes, the most that is read at once"):
         read(b"[1, 2, 3, 4]", "a.json")
 
@@ -153,7 +153,7 @@ def test_read_source_refuses_damaged_parquet() -> None:
 
 
 def test_read_source_bounds_a_row_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_ROW_GROUP_BYTES", 10)
+    monkeypatch.setattr(inputs, "MAX_ROW_GROUP_BYTES", 10)
     with pytest.raises(InputError, match=r"row group 0 of the Parquet input has .* at most 10 are"):
         read(parquet([{"problem": "p" * 100, "steps": []}]))
 
