@@ -11,7 +11,7 @@ EXPORT_TESTS = $(sort $(wildcard tests/test_export*.py) $(shell grep -ls 'mark\.
 
 # The order matters: the cheap checks first, coverage last.
 .NOTPARALLEL:
-.PHONY: test test-optimum test-trl check coverage lint types format demo clean
+.PHONY: test test-optimum test-trl test-chips check coverage lint types format demo clean
 
 test: lint types check test-optimum coverage
 
@@ -57,11 +57,11 @@ types: .venv/.made
 
 check: .venv/.made
 	COVERAGE_FILE=.coverage.check .venv/bin/python $(PYTEST) --max-skipped=$(MAX_SKIPPED) \
-		-m 'not (optimum or trl or real_tokenizers or real_weights)'
+		-m 'not (optimum or trl or real_tokenizers or real_weights or chips)'
 
 test-optimum: .venv-optimum/.made
 	COVERAGE_FILE=.coverage.optimum .venv-optimum/bin/python $(PYTEST) --max-skipped=$(MAX_SKIPPED_OPTIMUM) \
-		-m 'not (wheel or trl or real_tokenizers or real_weights)' $(EXPORT_TESTS)
+		-m 'not (wheel or trl or real_tokenizers or real_weights or chips)' $(EXPORT_TESTS)
 
 # Of both runs together: each environment can run what the other cannot.
 coverage: .venv/.made
@@ -71,6 +71,10 @@ coverage: .venv/.made
 # Trains tiny models with the real PRMTrainer; not part of make test.
 test-trl: .venv-trl/.made
 	COVERAGE_FILE=.coverage.trl .venv-trl/bin/python $(PYTEST) --max-skipped=0 -m trl
+
+# The self-test of every package here on an emulated x86 without VNNI; needs Debian's qemu-user.
+test-chips: .venv/.made
+	.venv/bin/python -m pytest -m chips
 
 format: .venv/.made
 	.venv/bin/ruff check --fix .

@@ -299,7 +299,13 @@ def by_class(
     return table
 
 
-def best_of_n(samples: Iterable[Sample], threshold: float, *, bootstrap: int = 0) -> Figures | None:
+def best_of_n(
+    samples: Iterable[Sample],
+    threshold: float,
+    *,
+    bootstrap: int = 0,
+    aggregates: Sequence[str] = ALL_AGGREGATES,
+) -> Figures | None:
     """Share of problems answered rightly by the best candidate of each aggregate.
 
     Beside it ``pass_at_1``, a candidate at random, and ``oracle``, the right one where there is
@@ -317,7 +323,7 @@ def best_of_n(samples: Iterable[Sample], threshold: float, *, bootstrap: int = 0
         answers = [bool(sample.truth.answer) for sample in group]
         columns["pass_at_1"].append(sum(answers) / len(answers))
         columns["oracle"].append(float(any(answers)))
-        for by in ALL_AGGREGATES:
+        for by in aggregates:
             ranked = results.rank(tuple(as_result(s, threshold, by) for s in group), by)
             columns.setdefault(by, []).append(
                 float(ranked.best is not None and answers[ranked.best])

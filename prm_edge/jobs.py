@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prm_edge_runtime import results, scoring
 from prm_edge_runtime.calibration import Calibration, cautious
 from prm_edge_runtime.errors import ConfigError, EngineError, InputError, RecipeError
+from prm_edge_runtime.lengths import NULL, check_policy
 
 from .ahead import Ahead
 from .records import Line, decode_line, read_record
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 DECIMALS: Final = 6
 MAX_IDS: Final = 1_000_000  # ids remembered while looking for duplicates, 16 bytes each
+BATCH_RECORDS: Final = 32  # scored together where lines need not be answered one by one
+BATCH_BYTES: Final = 1 << 20
+BATCHES_AHEAD: Final = 4  # read and decoded while one is scored
 # what one record can do wrong; anything else is wrong with the package or the machine, and stops
 RECORD_ERRORS: Final = (InputError, EngineError, RecipeError)
 
@@ -55,13 +59,17 @@ class OutputLine:
         return json.dumps(self.data, allow_nan=False).encode("ascii") + b"\n"
 
 
+Solved = tuple[str, tuple[str, ...]]  # a problem and its steps
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """How records are scored and written.
 
     ``by``: aggregate that orders candidates, None for the recipe's own. ``threshold``: instead of
     the package's. ``form``: of :data:`.writers.FORMS`. ``text``: write problem and steps too.
-    ``unsure``: a score in the package's unsure band decides nothing.
+    ``unsure``: a score in the package's unsure band decides nothing. ``on_too_long``: see
+    :meth:`.Scorer.score`. ``ready``: what was scored ahead.
     """
 
     scorer: Scorer
@@ -70,6 +78,29 @@ class Job:
     form: str = NATIVE
     text: bool = False
     unsure: bool = False
+    on_too_long: str = NULL
+    ready: dict[Solved, StepScores] = field(default_factory=dict, repr=False, compare=False)
+
+    def score(self, problem: str, steps: Sequence[str]) -> StepScores:
+        """Score one solution as the job says, or take its scores if they are ready."""
+        result = self.ready.get((problem, tuple(steps)))
+        if result is None:
+            result = self.scorer.score(problem, steps, on_too_long=self.on_too_long)
+        return self.judge(result)
+
+    def score_ahead(self, records: Iterable[Record]) -> None:
+        """Score the solutions among a few records together, in place of those before."""
+        self.ready.clear()
+        try:
+            solved = {
+                (record.problem, tuple(SOLUTIONS[type(record)](self, record))): None
+                for record in records
+                if type(record) in SOLUTIONS
+            }
+            found = self.scorer.score_many(list(solved), on_too_long=self.on_too_long)
+        except RECORD_ERRORS:
+            return  # each will be scored alone, and have an error of its own
+        self.ready.update(zip(solved, found, strict=True))
 
     @property
     def calibration(self) -> Calibration | None:
@@ -114,6 +145,7 @@ def score_records(
     form: str = NATIVE,
     text: bool = False,
     unsure: bool = False,
+    on_too_long: str = NULL,
     skip: int = 0,
     ahead: bool = False,
 ) -> Iterator[OutputLine]:
@@ -122,17 +154,25 @@ def score_records(
     Args:
         form, text, unsure: what is written, see :class:`Job`.
         skip: so many records at the beginning have been scored by an earlier run.
-        ahead: read ahead in a thread; ``lines`` must be able to end, unlike a terminal.
+        ahead: read ahead in a thread, and score a batch at a time, which is faster; not where
+            someone waits for the answer to a line before giving the next.
 
     Raises:
         ConfigError: at once, when the recipe defines no aggregate ``by``, or the threshold is
-            outside the range of its scores.
+            outside the range of its scores, or there is no such policy.
     """
-    job = make_job(scorer, by=by, threshold=threshold, form=form, text=text, unsure=unsure)
-    parsed = (parse_line(line) for line in islice(lines, skip, None))
+    job = make_job(
+        scorer,
+        by=by,
+        threshold=threshold,
+        form=form,
+        text=text,
+        unsure=unsure,
+        on_too_long=on_too_long,
+    )
     if ahead:
-        return _score_ahead(job, parsed)
-    return (score_parsed(job, item) for item in parsed)
+        return _score_batches(job, lines, skip)
+    return (score_parsed(job, parse_line(line)) for line in islice(lines, skip, None))
 
 
 def make_job(
@@ -143,12 +183,13 @@ def make_job(
     form: str = NATIVE,
     text: bool = False,
     unsure: bool = False,
+    on_too_long: str = NULL,
 ) -> Job:
     """Check how records are to be scored.
 
     Raises:
         ConfigError: when the recipe defines no aggregate ``by``, the threshold is outside the
-            range of its scores, there is no such form, or no unsure band.
+            range of its scores, there is no such form or policy, or no unsure band.
     """
     if by is not None:
         scoring.aggregate((), by, scorer.recipe.aggregates)
@@ -159,7 +200,15 @@ def make_job(
             f"which lie from {lowest:g} to {highest:g}"
         )
     form_named(form)
-    job = Job(scorer=scorer, by=by, threshold=threshold, form=form, text=text, unsure=unsure)
+    job = Job(
+        scorer=scorer,
+        by=by,
+        threshold=threshold,
+        form=form,
+        text=text,
+        unsure=unsure,
+        on_too_long=check_policy(on_too_long),
+    )
     if unsure and threshold is not None:
         raise ConfigError("the unsure band lies around the package's threshold; give no other one")
     if unsure and (job.calibration is None or job.calibration.unsure is None):
@@ -170,10 +219,39 @@ def make_job(
     return job
 
 
-def _score_ahead(job: Job, parsed: Iterator[Parsed]) -> Iterator[OutputLine]:
-    with closing(Ahead(parsed, lambda item: item.line.n_bytes)) as ready:
-        for item in ready:
-            yield score_parsed(job, item)
+def _score_batches(job: Job, lines: Iterable[Line], skip: int) -> Iterator[OutputLine]:
+    """Score a batch of lines at a time; the same output as one by one."""
+    batches = _parsed_batches(lines, skip)
+    with closing(Ahead(batches, lambda b: b[1], max_items=BATCHES_AHEAD)) as ready:
+        for batch, _, done in ready:
+            job.score_ahead(item.record for item in batch if item.record is not None)
+            yield from (score_parsed(job, item) for item in batch[done:])
+
+
+def _parsed_batches(lines: Iterable[Line], skip: int) -> Iterator[tuple[list[Parsed], int, int]]:
+    """Batches with their bytes, and how many at their beginning an earlier run has written.
+
+    Where a batch begins depends on the input alone, never on where a run goes on.
+    """
+    for batch, n_bytes in _batches(lines):
+        if len(batch) <= skip:
+            skip -= len(batch)
+            continue
+        yield [parse_line(line) for line in batch], n_bytes, skip
+        skip = 0
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[tuple[list[Line], int]]:
+    batch: list[Line] = []
+    n_bytes = 0
+    for line in lines:
+        batch.append(line)
+        n_bytes += line.n_bytes
+        if len(batch) >= BATCH_RECORDS or n_bytes >= BATCH_BYTES:
+            yield batch, n_bytes
+            batch, n_bytes = [], 0
+    if batch:
+        yield batch, n_bytes
 
 
 def parse_line(line: Line) -> Parsed:
@@ -227,19 +305,21 @@ Run = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _run_solution(job: Job, record: Any) -> Run:
-    result = job.judge(job.scorer.score(record.problem, record.steps))
+    result = job.score(record.problem, record.steps)
     return record.steps, job.describe(result)
 
 
 def _run_response(job: Job, record: Any) -> Run:
     # the steps are written too: without them nobody knows what the scores belong to
     steps = job.scorer.split(record.response)
-    result = job.judge(job.scorer.score(record.problem, steps))
+    result = job.score(record.problem, steps)
     return tuple(steps), {"steps": steps, **job.describe(result)}
 
 
 def _run_candidates(job: Job, record: Any) -> Run:
-    ranking = job.scorer.rank(record.problem, record.candidates, by=job.by)
+    ranking = job.scorer.rank(
+        record.problem, record.candidates, by=job.by, on_too_long=job.on_too_long
+    )
     ranking = results.rank(tuple(map(job.judge, ranking.candidates)), ranking.by)
     candidates = [job.describe(candidate) for candidate in ranking.candidates]
     for candidate in candidates:
@@ -261,6 +341,13 @@ RUNNERS: Final[dict[type[Record], Callable[[Job, Any], Run]]] = {
 }
 
 
+# the steps of those that hold one solution
+SOLUTIONS: Final[dict[type[Record], Callable[[Job, Any], Sequence[str]]]] = {
+    Solution: lambda job, record: record.steps,
+    Response: lambda job, record: job.scorer.split(record.response),
+}
+
+
 def describe(result: StepScores) -> dict[str, Any]:
     """One solution's scores as they are written."""
     return {
@@ -271,6 +358,11 @@ def describe(result: StepScores) -> dict[str, Any]:
         "threshold": result.threshold,
         "status": list(result.status),
         "n_tokens": result.n_tokens,
+        **(
+            {}
+            if result.redundancy is None
+            else {"redundancy": [rounded(value) for value in result.redundancy]}
+        ),
     }
 
 

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from prm_edge_runtime.errors import InputError, InputTypeError
+from prm_edge_runtime.lengths import NULL
 from prm_edge_runtime.results import SCORED, TOO_LONG, StepScores
 from prm_edge_runtime.scoring import AGGREGATE_FUNCTIONS
 
@@ -104,12 +105,13 @@ def _scored(line: Line, data: dict[str, Any], scorer: Scorer, group_key: str) ->
     record, truths = read_labelled(data)
     if isinstance(record, Candidates):
         solutions = list(record.candidates)
-        results = list(scorer.rank(record.problem, solutions).candidates)
+        ranking = scorer.rank(record.problem, solutions, on_too_long=NULL)
+        results = list(ranking.candidates)
     else:
         steps = (
             tuple(scorer.split(record.response)) if isinstance(record, Response) else record.steps
         )
-        solutions, results = [steps], [scorer.score(record.problem, steps)]
+        solutions, results = [steps], [scorer.score(record.problem, steps, on_too_long=NULL)]
     several = isinstance(record, Candidates)
     for index, (steps, result, truth) in enumerate(zip(solutions, results, truths, strict=True)):
         yield Sample(

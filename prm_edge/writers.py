@@ -179,6 +179,7 @@ def _schema(arrow: Any) -> Any:
         ("aggregate", arrow.map_(text, number)),
         ("status", arrow.list_(text)),
         ("probabilities", arrow.list_(number)),
+        ("redundancy", arrow.list_(number)),
         ("n_tokens", whole),
     ]
     error = arrow.struct([("type", text), ("message", text), ("line", whole)])

@@ -17,10 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForTokenClassification,
     LlamaConfig,
     LlamaForTokenClassification,
     MistralConfig,
     MistralForTokenClassification,
+    Phi3Config,
+    Phi3ForTokenClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForTokenClassification,
@@ -57,11 +61,13 @@ def tokenizer(
     plain: tuple[str, ...] = (),
     size: int = 384,
     qwen: bool = False,
+    often: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE like Qwen2's and Llama 3's, trained on a few sentences.
 
     ``special`` and ``plain``: added tokens that are special, and ones that are not. ``qwen``:
     Qwen2's normalisation and pre-tokenisation, which transformers 5 forces on that model type.
+    ``often``: texts that become tokens of their own where the pre-tokenisation leaves them whole.
     """
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +87,7 @@ def tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(CORPUS, trainer)
+    inner.train_from_iterator([*CORPUS, *often * 50], trainer)
     inner.add_tokens(list(plain))
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -136,7 +142,7 @@ def trl_llama(folder: Path, *, bos: bool = True, seed: int = 1, **changes: Any) 
 def trl_qwen2(folder: Path, *, seed: int = 2, qwen_tokenizer: bool = True, **changes: Any) -> Path:
     """What TRL's PRMTrainer saves for a Qwen2 backbone, without training_args.bin."""
     torch.manual_seed(seed)
-    tok = tokenizer(qwen=qwen_tokenizer)
+    tok = changes.pop("tok", None) or tokenizer(qwen=qwen_tokenizer)
     model = Qwen2ForTokenClassification(Qwen2Config(**sizes(len(tok), **changes)))
     return _save(folder, model, tok)
 
@@ -157,6 +163,25 @@ def trl_mistral(folder: Path, *, window: int | None = None, seed: int = 5, **cha
     return _save(folder, MistralForTokenClassification(config), tok)
 
 
+def trl_phi3(folder: Path, *, window: int | None = None, seed: int = 6, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Phi-3 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = Phi3Config(**sizes(len(tok), sliding_window=window, **ids, **changes))
+    return _save(folder, Phi3ForTokenClassification(config), tok)
+
+
+def trl_gemma2(folder: Path, *, window: int = 1024, seed: int = 7, **changes: Any) -> Path:
+    """What TRL's PRMTrainer saves for a Gemma 2 backbone, without training_args.bin."""
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=True)
+    ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    shape = {"head_dim": 32, "query_pre_attn_scalar": 24, "num_hidden_layers": 3, **changes}
+    config = Gemma2Config(**sizes(len(tok), sliding_window=window, **ids, **shape))
+    return _save(folder, Gemma2ForTokenClassification(config), tok)
+
+
 def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
     random_biases(model)
     spread(model.score.weight)
@@ -165,11 +190,17 @@ def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """One with Qwen's chat template and the tag of Qwen2.5-Math-PRM."""
+    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
+    tok.chat_template = CHATML
+    return tok
+
+
 def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) -> Path:
     """The shape of Qwen2.5-Math-PRM: Qwen2, MLP head, an unused lm_head, remote-code config."""
     torch.manual_seed(seed)
-    tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<extra_0>"), qwen=True)
-    tok.chat_template = CHATML
+    tok = changes.pop("tok", None) or chat_tokenizer()
     config = Qwen2Config(**sizes(len(tok), **changes))
     model = Qwen2Model(config)
     random_biases(model)
@@ -180,7 +211,7 @@ def qwen_prm(folder: Path, *, seed: int = 3, shards: int = 1, **changes: Any) ->
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, layer in head.items():
         tensors |= {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
-    tensors["lm_head.weight"] = torch.zeros(len(tok), hidden)
+    tensors["lm_head.weight"] = torch.zeros(config.vocab_size, hidden)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     edit_config(

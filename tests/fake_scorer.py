@@ -115,7 +115,10 @@ class FakeScorer:
         )
         self._seconds = seconds
 
-    def score(self, problem: str, steps: Sequence[str]) -> StepScores:
+    def score(
+        self, problem: str, steps: Sequence[str], *, on_too_long: str = "error"
+    ) -> StepScores:
+        assert on_too_long == "null" or LONG not in steps
         time.sleep(self._seconds)
         check_text(problem, "problem")
         checked = check_steps(steps)
@@ -134,10 +137,20 @@ class FakeScorer:
             logits=(None,) * len(scores),
         )
 
+    def score_many(
+        self, items: Sequence[tuple[str, Sequence[str]]], *, on_too_long: str = "error"
+    ) -> list[StepScores]:
+        return [self.score(*item, on_too_long=on_too_long) for item in items]
+
     def rank(
-        self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
+        self,
+        problem: str,
+        candidates: Sequence[Sequence[str]],
+        by: str | None = None,
+        *,
+        on_too_long: str = "error",
     ) -> Ranking:
-        scored = tuple(self.score(problem, steps) for steps in candidates)
+        scored = tuple(self.score(problem, steps, on_too_long=on_too_long) for steps in candidates)
         return results.rank(scored, by or self.recipe.aggregate)
 
     def split(self, response: str) -> list[str]:

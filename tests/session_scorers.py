@@ -14,6 +14,9 @@ from prm_edge_runtime.engine import DecoderEngine, Engine
 from prm_edge_runtime.package import open_package
 from prm_edge_runtime.recipe import Recipe, Slot, Text, Tokens
 
+# Every precision whose runs must be exact; what is added here goes through all of these tests.
+PACKAGES: dict[str, Path] = {"fp32": Path(__file__).parent / "packages" / "v1"}
+
 BOS = Tokens(ids=(0,), text="<|begin|>")
 NEWLINE = Tokens(ids=(200,), text="\n", read=0)
 PROBLEM, STEP = Slot(name="problem"), Slot(name="step")
@@ -56,6 +59,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         ),
     },
 }
+# what the tests are run over: a precision and a recipe
+KINDS = [f"{precision} {recipe}" for precision in PACKAGES for recipe in RECIPES]
 # the score is read before the text of the step, so a step needs the text of the one before
 LATE: dict[str, Any] = {"step": (NEWLINE, STEP)}
 
@@ -67,14 +72,23 @@ def recipe_of(package: Path, changes: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def make(package: Path, changes: dict[str, Any] | None = None, **manifest: Any) -> Scorer:
+def make(
+    package: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    prefix_cache_mb: float = 0,
+    **manifest: Any,
+) -> Scorer:
     """The package under a changed recipe or manifest, not through the disk."""
     opened = open_package(package)
     changed = dataclasses.replace(
         opened.manifest, recipe=recipe_of(package, changes or {}), **manifest
     )
     return Scorer.from_package(
-        dataclasses.replace(opened, manifest=changed), changed.variants[0], threads=1
+        dataclasses.replace(opened, manifest=changed),
+        changed.variants[0],
+        threads=1,
+        prefix_cache_mb=prefix_cache_mb,
     )
 
 
@@ -86,20 +100,33 @@ def with_engine(package: Path, engine: Engine, **manifest: Any) -> Scorer:
     )
 
 
+def make_kind(kind: str, **options: Any) -> Scorer:
+    precision, recipe = kind.split(" ")
+    return make(PACKAGES[precision], RECIPES[recipe], **options)
+
+
 class Counter:
-    """How many tokens really go through the graph with a cache."""
+    """How many tokens really go through the graph, those that only fill a tile left out."""
 
     def __init__(self, scorer: Scorer) -> None:
         engine = scorer._engine
         assert isinstance(engine, DecoderEngine)
         self.tokens = 0
-        extend = engine.extend
+        self.runs = 0
+        extend, run_rows = engine.extend, engine.run_rows
 
-        def counted(cache: Any, past: int, ids: Any, reads: Any) -> Any:
+        def counted_extend(cache: Any, past: int, ids: Any, reads: Any) -> Any:
             self.tokens += len(ids)
+            self.runs += 1
             return extend(cache, past, ids, reads)
 
-        engine.extend = counted  # type: ignore[method-assign]
+        def counted_rows(rows: Any) -> Any:
+            self.tokens += sum(len(ids) for ids, _ in rows)
+            self.runs += 1
+            return run_rows(rows)
+
+        engine.extend = counted_extend  # type: ignore[method-assign]
+        engine.run_rows = counted_rows  # type: ignore[method-assign]
 
 
 class Bidirectional:

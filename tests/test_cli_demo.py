@@ -13,7 +13,8 @@ from fake_scorer import DIFFERENCE, RAW, FakeScorer, fake_scorer
 
 from prm_edge.cli import cli
 from prm_edge.cli import demo as demo_module
-from prm_edge.cli.demo import BAR_CELLS, PLAIN, PRETTY, demo_lines
+from prm_edge.cli.demo import demo_lines, last_number
+from prm_edge.cli.drawing import BAR_CELLS, PLAIN, PRETTY
 from prm_edge.records import decode_line, read_record
 from prm_edge_runtime.recipe import Recipe
 from prm_edge_runtime.scorer import Scorer
@@ -52,6 +53,21 @@ def test_demo_lines_are_records_that_anybody_can_score() -> None:
             assert -1 <= label < len(steps)
 
 
+def test_demo_answers_tell_what_was_planted_only_in_part() -> None:
+    """The first problem's drafts end alike, right and wrong: the answer cannot tell them apart."""
+    answered = {}
+    for line in demo_lines():
+        data = decode_line(line)
+        drafts = data.get("candidates") or [data["steps"]]
+        answered[data["id"]] = [last_number(steps[-1]) == data["answer"] for steps in drafts]
+    assert answered == {
+        "sign-twice": [True, True],
+        "both-sides": [True],
+        "percent": [False],
+        "pencils": [False],
+    }
+
+
 def test_demo_lines_are_right_where_no_mistake_was_planted() -> None:
     """Every equation between plain numbers holds, but for those in a step made wrong."""
     sums = re.compile(r"(?<![\w.])((?:\d+ [-+*/] )+\d+) = \$?(\d+)")
@@ -83,8 +99,12 @@ def test_demo_draws_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     text = result.stdout
     assert text.startswith("fake (cpu-fp32, 0123456789ab) on cpu, named by -m\n\n1. Solve for x")
     assert re.search(r"0\.200  Subtract 11 .*-2x = 10\.   <- first error\n", text)
-    assert "flawed at step 3 (it was written with a mistake in step 3)" in text
-    assert "sound (it was written with no mistake)" in text
+    assert (
+        "flawed at step 3 (it was written with a mistake in step 3, and its answer is right)"
+        in text
+    )
+    assert "sound (it was written with no mistake, and its answer is right)" in text
+    assert "by the answer alone: A and B would be accepted, 1 of them with a wrong step" in text
     assert "served: draft B, the best sound one (min 0.900)" in text
     assert "18 steps, " in text
     assert "package: 4.5 MB with cpu-fp32" in text
@@ -97,12 +117,12 @@ def test_demo_serves_nothing_when_no_draft_is_sound(monkeypatch: pytest.MonkeyPa
 
 
 def test_demo_survives_a_package_too_short_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = FakeScorer().score("p", ["too long"] * 4)
+    cut = FakeScorer().score("p", ["too long"] * 4, on_too_long="null")
     scorer = fake_scorer()
-    ranked = FakeScorer().rank("p", [["too long"] * 4] * 2)
+    ranked = FakeScorer().rank("p", [["too long"] * 4] * 2, on_too_long="null")
     monkeypatch.setattr(scorer, "rank", lambda *a, **k: ranked)
     monkeypatch.setattr(
-        scorer, "score", lambda p, s: cut if len(s) == 4 else FakeScorer().score(p, s)
+        scorer, "score", lambda p, s, **_: cut if len(s) == 4 else FakeScorer().score(p, s)
     )
     use(monkeypatch, scorer)
     text = demo().stdout

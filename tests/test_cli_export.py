@@ -55,6 +55,8 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "checkpoint": Path("ckpt"),
                 "out": None,
                 "recipe": None,
+                "revision": None,
+                "base": None,
                 "separator": None,
                 "good_label": None,
                 "target": "cpu",
@@ -80,12 +82,13 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
         "ckpt", "pkg", "--recipe", "trl", "--separator", r"\n\n", "--good-label", 1, "--target",
         "cpu", "--precision", "fp32", "--backend", "native", "--verify", file, "--expect", file,
         "--label-meaning", "local", "--notice", "n", "--add", "--allow-drift",
-        "--trust-tokenizer-file", "--overwrite", "--json",
+        "--trust-tokenizer-file", "--overwrite", "--json", "--revision", "v1", "--base", "b",
     )  # fmt: skip
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"out": "out", "report": {"max_dp": 0.0}}
     asked = pipeline.calls[0][1]
     assert (asked["out"], asked["recipe"], asked["separator"]) == (Path("pkg"), "trl", "\n\n")
+    assert (asked["revision"], asked["base"]) == ("v1", "b")
     assert (asked["good_label"], asked["target"], asked["precision"]) == (1, "cpu", "fp32")
     assert (asked["backend"], asked["verify"], asked["expect"]) == ("native", file, file)
     assert asked["add"]

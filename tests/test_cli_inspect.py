@@ -123,3 +123,60 @@ def test_inspect_refuses_a_damaged_package(tiny_package: Path, tmp_path: Path) -
     result = inspect(copy)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "tokenizer.json" in result.stderr
+
+
+# --- checkpoints
+
+
+def test_inspect_tells_what_a_checkpoint_is_and_why(tmp_path: Path) -> None:
+    checkpoints = pytest.importorskip("checkpoints", reason="needs the export extra")
+    folder = checkpoints.qwen_prm(tmp_path / "tiny", shards=2)
+    result = inspect(folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    for line in (
+        f"checkpoint {folder}",
+        "  architecture    Qwen2ForProcessRewardModel",
+        "  longest record  512 tokens",
+        "  recipe: qwen2.5-math-prm (Qwen2.5-Math-PRM), from the head; for reasonflux-prm pass",
+        "  backend: native (model_type qwen2)",
+        "  family                qwen2.5-math-prm",
+    ):
+        assert f"\n{line}" in "\n" + result.stdout, line
+    assert "added tokens, a chat template" in result.stdout
+    assert "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors" in result.stdout
+    asked = inspect(folder, "--recipe", "reasonflux-prm", "--json")
+    data = json.loads(asked.stdout)
+    assert data["recipe"]["family"] == "reasonflux-prm"
+    assert data["refusal"] is None
+
+
+def test_inspect_tells_why_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoints = pytest.importorskip("checkpoints", reason="needs the export extra")
+    folder = checkpoints.trl_llama(tmp_path / "tiny")
+    result = inspect(folder)
+    assert result.exit_code == 1
+    assert "LlamaForTokenClassification" in result.stdout
+    assert result.stderr.startswith("Error: it cannot be exported as it is: a TRL checkpoint does")
+    (folder / "tokenizer.json").unlink()
+    data = json.loads(inspect(folder, "--json").stdout)
+    assert data["recipe"] is None
+    assert "tokenizer.json is missing" in data["refusal"]
+    assert data["facts"]["tokenizer"].startswith("cannot be used: ")
+
+
+def test_inspect_tells_an_adapter_from_its_base(tmp_path: Path) -> None:
+    adapter_checkpoints = pytest.importorskip(
+        "adapter_checkpoints", reason="needs the export extra"
+    )
+    base = adapter_checkpoints.base(tmp_path / "base")
+    adapter_checkpoints.adapter(tmp_path / "lora", base)
+    result = inspect(tmp_path / "lora")
+    assert "LoRA of rank 8 for TOKEN_CLS, changes 8 tensors" in result.stdout
+    assert result.stderr.startswith(f"base: {base}, which adapter_config.json names\nError: it ca")
+    assert inspect(tmp_path / "lora", "--base", "no/where").exit_code == 1
+
+
+def test_inspect_keeps_options_of_checkpoints_from_packages(tiny_package: Path) -> None:
+    result = inspect(tiny_package, "--revision", "v1")
+    assert result.exit_code == 2
+    assert "--recipe, --revision and --base are for checkpoints" in result.stderr

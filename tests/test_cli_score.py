@@ -168,9 +168,9 @@ def test_score_hands_its_options_to_the_scorer(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(Scorer, "load", load)
     given = ["-m", "pkg", "--device", "cpu", "--variant", "v", "--threads", "2"]
     assert score(good, *given).exit_code == 2
-    assert asked == {"path": "pkg", "device": "cpu", "variant": "v", "threads": 2}
+    assert asked == {"path": "pkg", "device": "cpu", "variant": "v", "threads": 2, "force": False}
     assert score(good).exit_code == 2
-    assert asked == {"path": None, "device": None, "variant": None, "threads": None}
+    assert asked == {"path": None, "device": None, "variant": None, "threads": None, "force": False}
 
 
 def test_score_quiet_says_only_what_went_wrong() -> None:

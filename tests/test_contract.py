@@ -39,14 +39,14 @@ def test_graph_in_place_is_exact_and_only_appends(tiny_package: Path) -> None:
     assert isinstance(engine, DecoderEngine)
     whole = engine.run(IDS, np.arange(96))
     cache = engine.new_cache(200)
-    cache[:] = 7.0  # nothing beyond the tokens may count
+    cache.kv[:] = 7.0  # nothing beyond the tokens may count
     pieces = []
     for start, stop in itertools.pairwise([0, 2, 34, 50, 96]):
-        held = cache.copy()
+        held = cache.kv.copy()
         pieces.append(engine.extend(cache, start, IDS[start:stop], np.arange(stop - start)))
-        assert (cache[:, :, :, :start] == held[:, :, :, :start]).all()
-        assert (cache[:, :, :, stop:] == 7.0).all()
-        assert (cache[:, :, :, start:stop] != 7.0).all()
+        assert (cache.kv[:, :, :, :start] == held[:, :, :, :start]).all()
+        assert (cache.kv[:, :, :, stop:] == 7.0).all()
+        assert (cache.kv[:, :, :, start:stop] != 7.0).all()
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 

@@ -584,3 +584,128 @@ def test_encode_reads_every_step(encode: str, problem: str, steps: list[str]) ->
     newline = BARE.token_to_id("Ċ")
     assert len(encoded.reads) == len(steps)
     assert encoded.ids[encoded.reads].tolist() == [newline] * len(steps)
+
+
+# --- read at a step's own tokens, at the first of a tag's tokens, and once for a whole solution
+
+AT_STEP = encoder(
+    recipe(
+        encode="sections",
+        between=(),
+        step=(Slot(name="step", read=-1),),
+        split=Split(separator="\n"),
+    )
+)
+BEFORE_END = encoder(
+    recipe(
+        encode="sections",
+        between=(),
+        step=(Slot(name="step", read=-2),),
+        split=Split(separator="\n"),
+    )
+)
+WHOLE = encoder(
+    recipe(
+        encode="joint",
+        prompt=(Slot(name="problem"),),
+        between=(),
+        step=(Slot(name="step", read=-1),),
+        split=Split(separator=None),
+    )
+)
+NEWLINES = BARE.encode("\n", add_special_tokens=False).ids
+PAIR = encoder(
+    recipe(
+        encode="joint",
+        prompt=(Text(text="Q\n\n"), Slot(name="problem"), Text(text="\n\n")),
+        between=(),
+        step=(Slot(name="step", strip=True), Tag(text="\n\n", id=NEWLINES[0], then=(NEWLINES[0],))),
+    )
+)
+
+
+def test_step_is_read_at_its_own_tokens() -> None:
+    start = [ADDED["<s>"], *plain_ids("Q: " + PROBLEM)]
+    steps = ["Subtract 3", "x", "So x = 4."]
+    pieces = [plain_ids(step) for step in steps]
+    ends = np.cumsum([len(start), *map(len, pieces)])[1:]
+    last = AT_STEP.encode(PROBLEM, steps)
+    assert last.ids.tolist() == [*start, *(i for piece in pieces for i in piece)]
+    assert last.reads.tolist() == (ends - 1).tolist()
+    # "x" is one token, so that its score is read at the last token of the step before
+    assert len(pieces[1]) == 1
+    before = BEFORE_END.encode(PROBLEM, steps)
+    assert before.reads.tolist() == (ends - 2).tolist()
+    assert before.ids.tolist() == last.ids.tolist()[:-1]
+
+
+@pytest.mark.parametrize("made", [AT_STEP, BEFORE_END])
+@pytest.mark.parametrize("steps", [[""], ["a", ""], ["", "a"]])
+def test_step_without_tokens_is_refused(made: RecipeEncoder, steps: list[str]) -> None:
+    with pytest.raises(InputError, match="a step has no token at which its score could be read"):
+        made.encode(PROBLEM, steps)
+
+
+def test_step_that_would_be_read_before_the_record_is_refused() -> None:
+    bare = dataclasses.replace(BEFORE_END.recipe, prompt=(Slot(name="problem"),))
+    with pytest.raises(InputError, match="a step has no token at which its score could be read"):
+        encoder(bare).encode("", ["x"])
+
+
+def test_step_read_at_its_end_is_incremental_and_before_it_is_not() -> None:
+    assert (AT_STEP.incremental, BEFORE_END.incremental) == (True, False)
+    pieces = [AT_STEP.encode_prompt(PROBLEM), AT_STEP.encode_step("a b", problem=PROBLEM)]
+    pieces.append(AT_STEP.encode_step("c"))
+    whole = AT_STEP.encode(PROBLEM, ["a b", "c"])
+    assert np.concatenate(pieces).tolist() == whole.ids.tolist()
+    with pytest.raises(InputError, match="a step has no token at which its score could be read"):
+        AT_STEP.encode_step("")
+
+
+def test_whole_solution_is_one_step() -> None:
+    encoded = WHOLE.encode("How much?", ["It is\n\n4"])
+    assert encoded.ids.tolist() == plain_ids("How much?It is\n\n4")
+    assert encoded.reads.tolist() == [len(encoded.ids) - 1]
+    assert WHOLE.split("one\n\ntwo ") == ["one\n\ntwo"]
+    assert WHOLE.split(" \n") == []
+    assert len(WHOLE.encode("How much?", []).reads) == 0
+    with pytest.raises(InputError, match="scores a whole solution, given as one step; got 3"):
+        WHOLE.encode("How much?", ["a", "b", "c"])
+    assert WHOLE.encode_step("4", problem="x = ").tolist() == plain_ids("x = 4")
+    with pytest.raises(InputError, match="scores a whole solution, given as one step; got 2"):
+        WHOLE.encode_step("and more")
+
+
+def test_tag_of_two_tokens_is_read_at_its_first() -> None:
+    steps = ["one\nline", " two ", "", "\nfour\n"]
+    encoded = PAIR.encode("What\n\nnow?", steps)
+    text = "Q\n\nWhat\n\nnow?\n\none\nline\n\ntwo\n\n\n\nfour\n\n"
+    assert [*encoded.ids.tolist(), NEWLINES[0]] == plain_ids(text)
+    ends = (23, 28, 30, 36)
+    assert [text[at : at + 2] for at in ends] == ["\n\n"] * 4
+    assert encoded.reads.tolist() == [len(plain_ids(text[:at])) for at in ends]
+    for step in ("a\n\nb", "a\n\n\nb"):
+        with pytest.raises(InputError, match=r"is token \d+, \d+, found 2 times where 1 belong"):
+            PAIR.encode("What?", [step])
+
+
+def test_tag_of_two_tokens_that_this_tokenizer_has_not() -> None:
+    other = dataclasses.replace(
+        PAIR.recipe, step=(Slot(name="step"), Tag(text="\n\n", id=1, then=(2,)))
+    )
+    with pytest.raises(RecipeError, match=r"expects '\\n\\n' to end as token 1, 2, but this"):
+        encoder(other)
+
+
+@given(st.text(max_size=8), st.lists(st.text(st.sampled_from("\n ab=1"), max_size=8), max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_every_step_is_read_or_the_record_refused(problem: str, steps: list[str]) -> None:
+    for made in (AT_STEP, BEFORE_END, PAIR):
+        try:
+            encoded = made.encode(problem, steps)
+        except InputError:
+            continue
+        reads = encoded.reads.tolist()
+        assert len(reads) == len(steps)
+        assert reads == sorted({*reads})
+        assert not reads or (reads[0] >= 0 and reads[-1] == len(encoded.ids) - 1)

@@ -348,7 +348,7 @@ def test_export_clashing_tokenizers_need_recorded_scores(tmp_path: Path, texts: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "nonsense"}, "--recipe 'nonsense' is not one of trl, pure, qwen2.5-math-prm"),
+        ({"recipe": "nonsense"}, "--recipe 'nonsense' is neither one of trl, pure, qwen2.5"),
         ({"precision": "int3"}, "--precision 'int3' is not one of fp32"),
         ({"target": "tpu"}, "--target 'tpu' is not one of cpu"),
         ({"label_meaning": "vague"}, "--label-meaning 'vague' is not one of local, on_path"),

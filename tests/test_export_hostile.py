@@ -87,6 +87,11 @@ def test_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
         ({"hidden_size": "64"}, CheckpointError, "hidden_size must be a whole number .* got '64'"),
         ({"num_hidden_layers": True}, CheckpointError, "num_hidden_layers must be a whole number"),
         ({"num_key_value_heads": 3}, CheckpointError, "4 attention heads cannot share 3"),
+        (
+            {"max_position_embeddings": 1 << 24, "head_dim": 1 << 20},
+            CheckpointError,
+            "16777216 pos",
+        ),
         ({"head_dim": 24}, UnsupportedError, "head size of 24 is not supported"),
         ({"rms_norm_eps": "1e-5"}, CheckpointError, r"rms_norm_eps must be in \[0, 1\)"),
         ({"attention_bias": "yes"}, CheckpointError, "attention_bias must be true or false"),

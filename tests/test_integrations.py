@@ -47,8 +47,8 @@ def test_reward_function_takes_the_problem_from_a_column() -> None:
     asked: list[str] = []
     scorer: Any = fake_scorer()
     rank = scorer.rank
-    scorer.rank = lambda problem, candidates: (asked.append(problem),
-                                               rank(problem, candidates))[1]  # fmt: skip
+    scorer.rank = lambda problem, candidates, **options: (asked.append(problem),
+                                               rank(problem, candidates, **options))[1]  # fmt: skip
     reward = reward_function(scorer, problem_key="question")
     completions = ["0.9", "0.8", "0.7"]
     given_columns = {"question": ["a", "b", "a"]}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_scorer import BROKEN, DIFFERENCE, LONG, RAW, fake_scorer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from session_scorers import Counter, make
 
+from prm_edge import jobs
 from prm_edge.jobs import DuplicateIds, OutputLine, rounded, score_records
 from prm_edge.records import read_lines
 from prm_edge_runtime.errors import ConfigError, PackageIntegrityError
@@ -57,6 +60,62 @@ def test_score_records_writes_null_for_a_step_without_score() -> None:
     assert data["status"] == ["scored", "too_long", "too_long"]
     assert (data["verdict"], data["first_error"]) == ("unknown", None)
     assert set(data["aggregate"].values()) == {None}
+
+
+def test_score_records_says_what_to_do_with_long_ones(tiny_package: Path) -> None:
+    steps = [f"step {n}: {n} apples" for n in range(9)]
+    rows = [{"problem": "p", "steps": steps}, {"problem": "p", "candidates": [steps, steps[:1]]}]
+    with make(tiny_package, max_tokens=60) as scorer:
+        null, compared = (json.loads(line.to_json()) for line in run(*rows, scorer=scorer))
+        assert set(null["status"]) == {"scored", "too_long"}
+        assert [score is None for score in null["scores"]] == [
+            status == "too_long" for status in null["status"]
+        ]
+        assert compared["candidates"][0]["status"] == null["status"]
+        (window,) = run(rows[0], scorer=scorer, on_too_long="window")
+        assert set(window.data["status"]) == {"scored", "windowed"}
+        assert None not in window.data["scores"]
+        (error,) = run(rows[0], scorer=scorer, on_too_long="error")
+        assert "beyond the 60" in (error.error or "")
+    with pytest.raises(ConfigError, match="on_too_long must be one of error, null, window"):
+        score_records(fake_scorer(), [], on_too_long="cut")
+
+
+def test_score_records_scores_a_batch_together(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[object] = [{"problem": "p", "steps": [f"{n}", "x"]} for n in range(9)]
+    rows += [{"problem": "p", "response": "a\n\nb"}, b"{", {"problem": "p", "candidates": [["a"]]}]
+    with make(tiny_package) as scorer:
+        counter = Counter(scorer)
+        alone = run(*rows, scorer=scorer)
+        tokens, runs = counter.tokens, counter.runs
+        monkeypatch.setattr(jobs, "BATCH_RECORDS", 4)
+        together = run(*rows, scorer=scorer, ahead=True)
+    assert [line.to_json() for line in together] == [line.to_json() for line in alone]
+    assert counter.tokens - tokens <= tokens  # nothing is run again one by one
+    assert counter.runs - runs < runs
+
+
+def test_score_records_in_batches_keeps_errors_apart() -> None:
+    rows = [{"problem": "p", "steps": [step]} for step in ("0.9", BROKEN, "0.8")]
+    lines = run(*rows, ahead=True)
+    assert [line.error is None for line in lines] == [True, False, True]
+    assert lines[2].data["scores"] == [0.8]
+
+
+def test_score_records_reads_no_more_than_a_batch() -> None:
+    pulled = 0
+
+    def endless() -> Any:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield from read_lines(io.BytesIO(b'{"problem": "p", "steps": ["0.9"]}'))
+
+    assert next(score_records(fake_scorer(), endless(), ahead=True)).error is None
+    # one batch is scored, some wait, one is in the hand of the thread that reads
+    assert jobs.BATCH_RECORDS <= pulled <= jobs.BATCH_RECORDS * (jobs.BATCHES_AHEAD + 3)
 
 
 def test_score_records_scores_no_steps_as_unknown() -> None:
@@ -143,7 +202,7 @@ def test_score_records_goes_on_after_a_bad_line() -> None:
 def test_score_records_stops_when_the_package_is_at_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(problem: str, steps: list[str]) -> StepScores:
+    def fail(problem: str, steps: list[str], *, on_too_long: str) -> StepScores:
         raise PackageIntegrityError("model.onnx.data changed")
 
     scorer = fake_scorer()
@@ -219,6 +278,8 @@ pieces = st.sampled_from(
 @given(st.lists(pieces | st.binary(max_size=40), max_size=12).map(b"".join))
 def test_score_records_gives_one_line_for_every_line_that_is_not_blank(raw: bytes) -> None:
     lines = list(score_records(fake_scorer(), read_lines(io.BytesIO(raw))))
+    ahead = list(score_records(fake_scorer(), read_lines(io.BytesIO(raw)), ahead=True))
+    assert [line.to_json() for line in ahead] == [line.to_json() for line in lines]
     bare = [part.removeprefix(b"\xef\xbb\xbf").strip() for part in raw.split(b"\n")]
     assert [line.number for line in lines] == [n for n, part in enumerate(bare, 1) if part]
     for line in lines:

@@ -25,10 +25,10 @@ OWN = {
     "prm_edge": {"prm_edge_export", "prm_edge_runtime"},
 }
 RUNTIME = {"numpy", "tokenizers", "onnxruntime"}
-HEAVY = {"onnx", "optimum", "safetensors", "torch", "transformers"}
+HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
-    "prm_edge_export": RUNTIME | HEAVY,
+    "prm_edge_export": RUNTIME | HEAVY | {"tomli"},
     "prm_edge": RUNTIME
     | {
         "backports",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prm_edge_runtime import ort
+from prm_edge_runtime import cuda, ort
 from prm_edge_runtime.errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
 
 
@@ -234,6 +234,26 @@ def test_open_session_cuda_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert fake.said[-2] == "preloaded"
 
 
+def test_open_session_cuda_names_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, cuda=True)
+    fake.cuda_version = "13.0"
+    monkeypatch.setattr(cuda, "missing_libraries", lambda major: [f"libcublas.so.{major}"])
+    with pytest.raises(DeviceError, match=r"'cuda' cannot be had: .*CUDA 13.*libcublas\.so\.13"):
+        ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+    assert fake.said[-1] == "preloaded"  # no session was tried
+
+
+def test_open_session_cuda_that_would_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, cuda=True)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("... but fallback to CPU EP has been explicitly disabled by the user.")
+
+    monkeypatch.setattr(fake, "InferenceSession", refuse)
+    with pytest.raises(DeviceError, match=r"would run part of g\.onnx on the CPU.*prm-edge doctor"):
+        ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+
+
 def test_open_session_that_landed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, cuda=True, lands_on="CPUExecutionProvider")
     with pytest.raises(DeviceError, match=r"'cuda' was asked for, but .* on CPUExecutionProvider"):
@@ -256,6 +276,15 @@ def test_cuda_available(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- the real one
+
+
+def test_nodes_by_provider_counts_every_node(tiny_package: Path) -> None:
+    counts = ort.nodes_by_provider(tiny_package / "cpu-fp32/model.onnx", device="cpu")
+    reported = hasattr(
+        ort.load_onnxruntime().InferenceSession, "get_provider_graph_assignment_info"
+    )
+    assert list(counts) == (["CPUExecutionProvider"] if reported else [])
+    assert all(count > 10 for count in counts.values())
 
 
 def test_open_session_sets_the_options_for_real(

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the export extra")
 
 import checkpoints
+import family_cases
 import family_checkpoints
 import real_tokenizers
 from test_real_tokenizers import folder_of
@@ -136,3 +137,17 @@ def compare(scorer: Scorer, judge: Any) -> None:
     for problem, steps in RECORDS[:10]:
         got = scorer.score(problem, steps).scores
         np.testing.assert_allclose(got, judge(problem, steps), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", family_cases.CASES)
+def test_every_family_scores_as_its_authors_do(name: str, tmp_path: Path) -> None:
+    """A quick version of benchmarks/families.py."""
+    tokenizers = folder_of(family_cases.CASES[name].published).parent
+    checkpoint, options = family_cases.make(name, tmp_path, tokenizers)
+    scorer = Scorer.load(
+        export(ExportOptions(checkpoint=checkpoint, out=tmp_path / "pkg", **options)).out
+    )
+    for problem, given in RECORDS[:10]:
+        steps = given if scorer.recipe.split.separator is not None else ["\n".join(given)]
+        expected = family_cases.judged(name, checkpoint, problem, steps)
+        np.testing.assert_allclose(scorer.score(problem, steps).scores, expected, atol=1e-4)

@@ -71,7 +71,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
     encode = draw(st.sampled_from(ENCODINGS))
     read: Part = Tokens(ids=ids, text=draw(WORDS), read=draw(st.integers(-len(ids), len(ids) - 1)))
     if encode == "joint" and draw(st.booleans()):
-        read = Tag(text=draw(WORDS), id=ids[0])
+        read = Tag(text=draw(WORDS), id=ids[0], then=ids[1:])
+    slot, whole = Slot(name="step", strip=draw(st.booleans())), draw(st.booleans())
+    step = draw(around((slot, read)))
+    if (whole or encode in ("separate", "sections")) and draw(st.booleans()):
+        step = (*draw(st.lists(LITERAL, max_size=2)), dataclasses.replace(slot, read=-1))
     kind = draw(st.sampled_from(sorted(SCORE_KINDS)))
     logits = SCORE_KINDS[kind][0] or draw(st.integers(2, 5))
     good, bad = draw(st.permutations(range(logits)))[:2] if logits > 1 else (0, 0)
@@ -79,6 +83,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         kind=kind,
         good=good if kind in ("softmax", "difference") else 0,
         bad=bad if kind == "difference" else 0,
+        valid=tuple(draw(st.permutations(range(logits)))[1:]) if kind == "classes" else (),
+        redundant=draw(st.none() | st.integers(0, logits - 1)) if kind == "classes" else None,
     )
     aggregates = tuple(
         draw(st.lists(st.sampled_from(allowed_aggregates(score)), min_size=1, unique=True))
@@ -88,8 +94,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         encode=encode,
         prompt=draw(around((Slot(name="problem"),))),
         between=tuple(draw(st.lists(LITERAL, max_size=2))),
-        step=draw(around((Slot(name="step", strip=draw(st.booleans())), read))),
-        split=Split(separator=draw(WORDS), strip=draw(st.booleans())),
+        step=step,
+        split=Split(separator=None if whole else draw(WORDS), strip=draw(st.booleans())),
         logits=logits,
         score=score,
         aggregates=aggregates,
@@ -224,7 +230,36 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         _set("step", 0, value={"slot": "step", "strip": "yes"}),
         "strip: must be a boolean, got a string",
     ),
+    "tag then type": (
+        _set("step", 1, value={"tag": " x", "id": 5, "then": [True]}),
+        "then: must hold only integers",
+    ),
+    "tag then negative": (
+        _set("step", 1, value={"tag": " x", "id": 5, "then": [-1]}),
+        "then must hold ids, each 0 or more",
+    ),
+    "slot read of the problem": (
+        _set("prompt", 1, value={"slot": "problem", "read": -1}),
+        "only the slot of the step may have a read position, -1 or lower",
+    ),
+    "slot read from the start": (
+        _set("step", value=[{"slot": "step", "read": 0}]),
+        "may have a read position, -1 or lower",
+    ),
+    "slot read before text": (
+        _set("step", value=[{"slot": "step", "read": -1}, TEXT]),
+        "a slot that is read must end its part of the text",
+    ),
+    "slot read beside tokens": (
+        _set("step", value=[{"slot": "step", "read": -1}, READ]),
+        "exactly one read position, got 2",
+    ),
+    "slot read type": (
+        _set("step", value=[{"slot": "step", "read": None}]),
+        "read: must be an integer, got null",
+    ),
     "split empty": (_set("split", "separator", value=""), "separator: must not be empty"),
+    "split number": (_set("split", "separator", value=1), "must be a string, got an integer"),
     "split key": (_set("split", "regex", value="x"), "split: unknown key 'regex'; known keys: sep"),
     "split strip": (_set("split", "strip", value=1), "strip: must be a boolean, got an integer"),
     "score kind": (_set("score", value={"kind": "max"}), "must be one of softmax, difference"),
@@ -240,6 +275,30 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "index outside the 2 logits",
     ),
     "score sigmoid": (_set("score", value={"kind": "sigmoid"}), "'sigmoid' needs 1 logit, got 2"),
+    "score classes none": (
+        _set("score", value={"kind": "classes", "valid": []}),
+        "valid must name some of the classes, not all, each once",
+    ),
+    "score classes all": (
+        _set("score", value={"kind": "classes", "valid": [0, 1]}),
+        "valid must name some of the classes, not all, each once",
+    ),
+    "score classes twice": (
+        _set("score", value={"kind": "classes", "valid": [1, 1]}),
+        "valid must name some of the classes, not all, each once",
+    ),
+    "score classes beyond": (
+        _set("score", value={"kind": "classes", "valid": [2]}),
+        "score: index outside the 2 logits",
+    ),
+    "score redundant beyond": (
+        _set("score", value={"kind": "classes", "valid": [1], "redundant": 2}),
+        "score: index outside the 2 logits",
+    ),
+    "score redundant type": (
+        _set("score", value={"kind": "classes", "valid": [1], "redundant": None}),
+        "redundant: must be an integer, got null",
+    ),
     "score raw": (_set("score", value={"kind": "raw"}), "'raw' needs 1 logit, got 2"),
 }
 
@@ -250,6 +309,12 @@ def test_recipe_refuses(name: str) -> None:
     data = json.loads(json.dumps(recipe().to_dict()))
     change(data)
     with pytest.raises(RecipeError, match=match):
+        Recipe.from_dict(data)
+
+
+def test_recipe_refuses_a_read_where_steps_run_together() -> None:
+    data = recipe().to_dict() | {"encode": "joint", "step": [{"slot": "step", "read": -1}]}
+    with pytest.raises(RecipeError, match="needs encode 'separate' or 'sections', or solutions of"):
         Recipe.from_dict(data)
 
 

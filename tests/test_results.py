@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_edge_runtime.errors import ConfigError
-from prm_edge_runtime.results import SCORED, STATUSES, TOO_LONG, StepScores, rank
+from prm_edge_runtime.results import (
+    OUT_OF_DOMAIN,
+    SCORED,
+    STATUSES,
+    TOO_LONG,
+    WINDOWED,
+    StepScores,
+    rank,
+)
 
+# beside a checkout, never in it
+SHARED = str(Path(__file__).parents[2] / "shared" / "data")
 SCORES = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])), max_size=4)
 
 
@@ -44,7 +59,7 @@ def test_step_scores_derives_verdict_and_first_error() -> None:
     assert (result(0.9, 0.6).verdict, result(0.9, 0.6).first_error) == ("sound", None)
     assert (result(0.9, None).verdict, result(0.9, None).first_error) == ("unknown", None)
     assert result(0.9, 0.6, threshold=0.7).first_error == 1
-    assert set(STATUSES) == {SCORED, TOO_LONG}
+    assert set(STATUSES) == {SCORED, TOO_LONG, WINDOWED, OUT_OF_DOMAIN}
 
 
 def test_step_scores_aggregate_is_the_recipes_own_by_default() -> None:
@@ -92,6 +107,46 @@ def test_rank_of_no_candidates() -> None:
 def test_rank_refuses_an_aggregate_the_recipe_lacks() -> None:
     with pytest.raises(ConfigError, match="use one of mean, min"):
         rank((result(0.1),), "prod")
+
+
+def test_rank_by_products_below_every_float() -> None:
+    def long(*scores: float) -> StepScores:
+        return dataclasses.replace(result(*scores), aggregates=("prod",), default_aggregate="prod")
+
+    worse, better, zero = long(*[0.01] * 5000), long(*[0.02] * 5000), long(*[0.5] * 9, 0.0)
+    assert [one.aggregate() for one in (worse, better, zero)] == [0.0] * 3
+    assert rank((zero, worse, better, worse), "prod").order == (2, 1, 3, 0)
+
+
+def best_of_32() -> list[list[dict[str, Any]]]:
+    """60 problems x 32 candidates with the scores of a published PRM, in their own order."""
+    path = Path(os.environ.get("PRM_EDGE_TEST_DATA", SHARED)) / "bon_gsm8k_dev.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in PRM_EDGE_TEST_DATA")
+    problems: dict[str, list[dict[str, Any]]] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            problems.setdefault(record["problem"], []).append(record)
+    return list(problems.values())
+
+
+def test_rank_picks_what_was_published_with_real_scores() -> None:
+    problems = best_of_32()
+    expected = {"min": 0.8833, "last": 0.9167, "mean": 0.8667, "prod": 0.8833}
+    for by, accuracy in expected.items():
+        right = 0
+        for records in problems:
+            scored = tuple(
+                dataclasses.replace(
+                    result(*record["prm_scores"]["qwen_prm"]), aggregates=tuple(expected)
+                )
+                for record in records
+            )
+            best = rank(scored, by).best
+            assert best is not None
+            right += records[best]["final_answer_correct"]
+        assert right / len(problems) == pytest.approx(accuracy, abs=5e-5), by
 
 
 @given(st.lists(SCORES, max_size=6), st.sampled_from(["min", "mean"]))

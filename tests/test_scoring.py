@@ -24,6 +24,7 @@ from prm_edge_runtime.scoring import (
     UNKNOWN,
     aggregate,
     first_error,
+    redundancy_from_logits,
     scores_from_logits,
     verdict,
 )
@@ -72,6 +73,33 @@ def test_sigmoid_equals_another_way(logit: float) -> None:
     assert got == pytest.approx(other_softmax([logit, 0.0], 0), rel=1e-12, abs=1e-300)
 
 
+@given(st.lists(LOGIT, min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_classes_equal_another_way(row: list[float]) -> None:
+    # ReasonEval's, for one: the rest of the classes is what is left
+    score = Score(kind="classes", valid=(1, 2), redundant=1)
+    (got,) = scores_from_logits(rows(row), score)
+    assert got == pytest.approx(1 - other_softmax(row, 0), abs=1e-12)
+    assert 0 <= got <= 1
+    redundancy = redundancy_from_logits(rows(row), score)
+    assert redundancy is not None
+    assert redundancy[0] == pytest.approx(other_softmax(row, 1), rel=1e-12, abs=1e-300)
+
+
+@given(st.lists(LOGIT, min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_mean_sigmoid_equals_another_way(row: list[float]) -> None:
+    (got,) = scores_from_logits(rows(row), Score(kind="mean_sigmoid"))
+    parts = [Fraction(0.5 * (1 + math.tanh(logit / 2))) for logit in row]
+    assert got == pytest.approx(float(sum(parts) / len(parts)), abs=1e-15, rel=1e-12)
+    assert 0 <= got <= 1
+
+
+def test_redundancy_only_where_the_recipe_says() -> None:
+    assert redundancy_from_logits(rows([0.0, 0.0]), Score(kind="softmax", good=1)) is None
+    assert redundancy_from_logits(rows([0.0, 0.0]), Score(kind="classes", valid=(1,))) is None
+
+
 @given(LOGIT)
 @settings(max_examples=20, deadline=None)
 def test_raw_is_the_logit(logit: float) -> None:
@@ -93,11 +121,11 @@ def test_scores_equal_torch() -> None:
 def test_scores_extreme_logits_are_exact_and_silent(kind: str, size: float) -> None:
     needs = SCORE_KINDS[kind][0] or 2
     logits = rows([size, -size][:needs], [-size, size][:needs])
-    low = {"difference": -1.0, "raw": -float(np.float32(size))}.get(kind, 0.0)
-    high = {"raw": float(np.float32(size))}.get(kind, 1.0)
+    low = {"difference": -1.0, "raw": -float(np.float32(size)), "mean_sigmoid": 0.5}.get(kind, 0.0)
+    high = {"raw": float(np.float32(size)), "mean_sigmoid": 0.5}.get(kind, 1.0)
     with warnings.catch_warnings(), np.errstate(over="raise", invalid="raise", divide="raise"):
         warnings.simplefilter("error")
-        got = scores_from_logits(logits, Score(kind=kind, good=0, bad=1))
+        got = scores_from_logits(logits, Score(kind=kind, good=0, bad=1, valid=(0,)))
     assert got.tolist() == [high, low]
     assert got.dtype == np.float64
 
@@ -232,6 +260,41 @@ def test_aggregate_with_a_gap_is_none(by: str, scores: list[float | None]) -> No
 def test_aggregate_not_defined_for_the_recipe(scores: Any) -> None:
     with pytest.raises(ConfigError, match="'prod' is not defined for this recipe; use one of min"):
         aggregate(scores, "prod", ("min", "mean"))
+
+
+@given(scores=st.lists(UNIT, min_size=1, max_size=9), temperature=st.floats(0.02, 50))
+@settings(max_examples=50, deadline=None)
+def test_softmin_at_another_temperature(scores: list[float], temperature: float) -> None:
+    wide = np.array(scores, dtype=np.longdouble)
+    weights = np.exp(-wide / np.longdouble(temperature))
+    got = aggregate(scores, f"softmin({temperature!r})", ("mean", "softmin"))
+    assert got == pytest.approx(float((weights * wide).sum() / weights.sum()), rel=1e-9, abs=1e-300)
+
+
+def test_softmin_without_a_temperature_is_the_published_one() -> None:
+    scores = [0.9, 0.3, 0.5]
+    assert aggregate(scores, "softmin(0.1)", EVERY) == aggregate(scores, "softmin", EVERY)
+    assert aggregate(scores, "softmin(1e-9)", EVERY) == 0.3
+
+
+@pytest.mark.parametrize("inner", ["", "0", "-1", "nan", "inf", "x", "0.1)("])
+def test_softmin_at_an_impossible_temperature(inner: str) -> None:
+    with pytest.raises(ConfigError, match="temperature of softmin must be a number above 0, as in"):
+        aggregate([0.5], f"softmin({inner})", EVERY)
+
+
+def test_softmin_with_a_temperature_is_restricted_too() -> None:
+    with pytest.raises(ConfigError, match=r"'softmin\(0.1\)' is not defined for this recipe"):
+        aggregate([0.5], "softmin(0.1)", ("min", "mean"))
+    with pytest.raises(ConfigError, match=r"an aggregate is a name such as 'last', got 5"):
+        aggregate([0.5], 5, EVERY)  # type: ignore[arg-type]
+
+
+@given(scores=st.lists(st.sampled_from([0.1, 0.3, 0.7, 0.9, 1.0]), max_size=9), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_prod_does_not_depend_on_the_order(scores: list[float], data: st.DataObject) -> None:
+    turned = data.draw(st.permutations(scores))
+    assert aggregate(turned, "prod", EVERY) == aggregate(scores, "prod", EVERY)
 
 
 # --- first error and verdict

@@ -23,7 +23,7 @@ from prm_edge_runtime.errors import (
 )
 
 PROBLEM = "Solve 2x + 3 = 11."
-STEPS = ["Subtract 3: 2x = 8", "", "Divide by 2:\n x = 5", "So x = 4."]
+STEPS = ["Subtract 3: 2x = 8", ".", "Divide by 2:\n x = 5", "So x = 4."]
 OTHER = "Add 3: 2x = 14"
 
 
@@ -170,7 +170,7 @@ def test_session_that_rescores_keeps_the_limit(kind: str, tiny_package: Path) ->
     if kind == "late read":
         session.add(last)
         before, last = state(session), "z"
-    for use in (lambda: session.add(last), lambda: session.peek(["", last])):
+    for use in (lambda: session.add(last), lambda: session.peek(["x", last])):
         with pytest.raises(InputError, match="beyond the 40 that this package can score"):
             use()
     assert state(session) == before
@@ -199,6 +199,19 @@ def test_session_step_of_another_kind(scorer: Scorer, session: Session) -> None:
     assert state(session) == before
     session.add(STEPS[2])
     assert session.scores == scorer.score(PROBLEM, STEPS[:3]).scores
+
+
+def test_session_refuses_a_blank_step(session: Session) -> None:
+    before = state(session)
+    for blank in ("", " \n"):
+        with pytest.raises(InputError, match=r"^step is blank, which is no step; the session is"):
+            session.add(blank)
+        with pytest.raises(InputError, match=r"^steps\[1\] is blank"):
+            session.peek(["x", blank])
+        with pytest.raises(InputError, match=r"^the step of pairs\[1\] is blank"):
+            add_many([(session, "x"), (session.fork(), blank)])
+    assert state(session) == before
+    session.add("x")
 
 
 def test_session_to_the_exact_limit(scorer: Scorer, tiny_package: Path) -> None:

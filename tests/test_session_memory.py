@@ -27,7 +27,7 @@ def scorer(tiny_package: Path) -> Iterator[Scorer]:
 def bytes_per_token(scorer: Scorer) -> int:
     engine = scorer._engine
     assert isinstance(engine, DecoderEngine)
-    return engine.new_cache(1).nbytes
+    return engine.new_cache(1).kv.nbytes
 
 
 def test_forks_hold_their_own_tokens_only(scorer: Scorer) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
-from .generator import Context, Line, Solution, draw
+from .generator import ERRORS, Context, Line, Solution, draw
 from .real import RealMixture
 
 IGNORE = -100
@@ -25,11 +25,13 @@ class Encoded:
     """One sequence: ids, step labels at separators, two denser helpers for training.
 
     `so_far` says at every token of a line whether the line is still good there; `targets`
-    are the next tokens of good lines, words left out.
+    are the next tokens of good lines, left out where nothing determines them; `kinds` are the
+    indices in `ERRORS` of wrong lines whose error is known, at their separators.
     """
 
     ids: list[int]
     labels: list[int]
+    kinds: list[int]
     so_far: list[int]
     targets: list[int]
 
@@ -40,6 +42,7 @@ class Batch:
 
     ids: torch.Tensor
     labels: torch.Tensor
+    kinds: torch.Tensor
     so_far: torch.Tensor
     targets: torch.Tensor
 
@@ -51,18 +54,26 @@ def encode(tokenizer: Tokenizer, solution: Solution, limit: int) -> Encoded:
     separator = separator_id(tokenizer)
     ids = list(parts[0].ids)
     labels = [IGNORE] * len(ids)
-    so_far, targets = list(labels), list(labels)
+    kinds, so_far, targets = list(labels), list(labels), list(labels)
+    # The source of real tutor moves says only whether a move is right.
+    named = solution.template != "real/tutor"
     for part, line in zip(parts[1:], solution.lines, strict=True):
         if len(ids) + len(part) + 1 > limit:
             break
         ids += [*part.ids, separator]
         labels += [IGNORE] * len(part) + [IGNORE if line.good is None else int(line.good)]
+        kind = ERRORS.index(line.error) if line.good is False and named else IGNORE
+        kinds += [IGNORE] * len(part) + [kind]
         so_far += [*_so_far(line, part.offsets), IGNORE]
         # Wrong lines teach nothing about what should come next, and words are arbitrary.
-        words = [len(t) > 2 and t[1:].isalpha() for t in part.tokens]
+        # So are the numbers that a sum starts from.
+        words = [
+            (len(token) > 2 and token[1:].isalpha()) or start < line.free
+            for token, (start, _) in zip(part.tokens, part.offsets, strict=True)
+        ]
         known = [IGNORE if w else i for i, w in zip(part.ids, words, strict=True)]
         targets += [IGNORE] * (len(part) + 1) if line.good is False else [*known, separator]
-    return Encoded(ids, labels, so_far, [*targets[1:], IGNORE])
+    return Encoded(ids, labels, kinds, so_far, [*targets[1:], IGNORE])
 
 
 def _so_far(line: Line, offsets: list[tuple[int, int]]) -> list[int]:
@@ -93,13 +104,16 @@ def collate(rows: list[Encoded], pad: int) -> Batch:
     return Batch(
         stack("ids", pad),
         stack("labels", IGNORE),
+        stack("kinds", IGNORE),
         stack("so_far", IGNORE),
         stack("targets", IGNORE),
     )
 
 
 class Stream:
-    """Endless training batches of about `tokens` tokens; `state` makes it resumable."""
+    """Endless training batches of about `tokens` tokens; `share` of the run moves the mixture."""
+
+    share: float = 1.0
 
     def __init__(
         self, tokenizer: Tokenizer, real: RealMixture, seed: int, tokens: int, limit: int
@@ -114,7 +128,9 @@ class Stream:
             return self.real.draw_tutor(self.rng)
         if roll < 0.20:
             return self.real.draw_gsm(self.rng)
-        return draw(Context(self.rng))
+        # Small numbers first: digits are learnt in a fraction of the time.
+        level = min(1.0, 0.1 + 4 * self.share)
+        return draw(Context(self.rng, level=level), share=self.share)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -2,6 +2,8 @@
 
     python -m training.train --data ../shared/data --out training/checkpoint --minutes 90
 
+Another run goes on from finished weights with ``--init CHECKPOINT`` and another ``--out``.
+
 Out: a Hugging Face folder (`LlamaForTokenClassification`, labels 0 wrong and 1 good) and
 beside it ``<out>.resume.pt``, from which the same command goes on after an interruption.
 The learning rate follows the share of the minutes spent, so the run always ends annealed.
@@ -19,21 +21,25 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForTokenClassification
 
 from .batches import IGNORE, Batch, Stream, separator_id
-from .generator import stream
+from .generator import ERRORS, stream
 from .muon import Muon
+from .network import hidden_states
 from .real import RealMixture
 from .tokens import save_tokenizer, train_tokenizer
 
 log = logging.getLogger("training")
 
 SEED = 20240
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 3072
 LIMIT_TOKENS = 320
+WIDTH = 160
+KINDS_NAME = "error_kinds.safetensors"  # the layer that names errors; it only reads the network
 SAVE_EVERY_S = 240
 STOP = threading.Event()  # set by SIGTERM: save after the step in hand and leave
 
@@ -49,14 +55,14 @@ def make_tokenizer(real: RealMixture, size: int = 800) -> Tokenizer:
 
 
 def make_model(vocabulary: int, pad: int) -> LlamaForTokenClassification:
-    """A deep, narrow Llama of about 1.4 million parameters."""
+    """A deep, narrow Llama of about 1.9 million parameters."""
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=WIDTH,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=5,
+        num_key_value_heads=5,
         head_dim=32,
         max_position_embeddings=2048,
         id2label={0: "wrong", 1: "good"},
@@ -71,11 +77,10 @@ def make_model(vocabulary: int, pad: int) -> LlamaForTokenClassification:
 
 
 def losses(
-    model: torch.nn.Module, forecast: torch.nn.Module, batch: Batch
+    model: torch.nn.Module, forecast: torch.nn.Module, naming: torch.nn.Module, batch: Batch
 ) -> tuple[torch.Tensor, ...]:
-    """Step loss, loss of the helpers (good so far; next token of good lines), step accuracy."""
-    # Right padding under a causal mask changes no real position, so no mask is passed.
-    hidden = model.model(input_ids=batch.ids).last_hidden_state  # (B, T) -> (B, T, H)
+    """Step loss; helpers' losses (good so far, next token); loss of the kinds; step accuracy."""
+    hidden = hidden_states(model, batch.ids)  # (B, T) -> (B, T, H)
     at = batch.labels != IGNORE
     logits = model.score(hidden[at])  # (steps, 2)
     labels = batch.labels[at]
@@ -87,7 +92,12 @@ def losses(
     inside = batch.so_far != IGNORE
     so_far_loss = cross_entropy(model.score(hidden[inside]), batch.so_far[inside], reduction="sum")
     so_far_loss = so_far_loss / inside.sum().clamp(min=1)
-    return step_loss, so_far_loss, token_loss, (logits.argmax(-1) == labels).float().mean()
+    wrong = batch.kinds != IGNORE
+    # Detached: naming the error must cost the scores nothing, so it only reads the network.
+    kind_loss = cross_entropy(naming(hidden[wrong].detach()), batch.kinds[wrong], reduction="sum")
+    kind_loss = kind_loss / wrong.sum().clamp(min=1)
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return step_loss, so_far_loss, token_loss, kind_loss, accuracy
 
 
 def rate(share: float, warm: float = 0.01, hold: float = 0.3) -> float:
@@ -101,19 +111,30 @@ class Run:
     """Everything a run must remember between two interruptions."""
 
     def __init__(
-        self, out: Path, data: Path, muon_lr: float, adam_lr: float, compiled: bool = False
+        self,
+        out: Path,
+        data: Path,
+        muon_lr: float,
+        adam_lr: float,
+        init: Path | None = None,
+        seed: int = SEED,
     ) -> None:
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
+        self.init = init
         self.out, self.resume = out, out.with_name(out.name + ".resume.pt")
         real = RealMixture(data)
         if not (out / "tokenizer.json").exists():
-            save_tokenizer(make_tokenizer(real), out)
+            if init is None:
+                save_tokenizer(make_tokenizer(real), out)
+            else:
+                save_tokenizer(Tokenizer.from_file(str(init / "tokenizer.json")), out)
         self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-        self.stream = Stream(self.tokenizer, real, SEED, BATCH_TOKENS, LIMIT_TOKENS)
+        self.stream = Stream(self.tokenizer, real, seed, BATCH_TOKENS, LIMIT_TOKENS)
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
         self.model = make_model(self.tokenizer.get_vocab_size(), pad)
-        self.forecast = torch.nn.Linear(128, self.tokenizer.get_vocab_size(), bias=False)
+        self.forecast = torch.nn.Linear(WIDTH, self.tokenizer.get_vocab_size(), bias=False)
+        self.naming = torch.nn.Linear(WIDTH, len(ERRORS), bias=False)
         inner = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
         outer = [
             p for n, p in self.model.named_parameters() if not (p.ndim == 2 and ".layers." in n)
@@ -121,7 +142,7 @@ class Run:
         self.optimizers = [
             Muon(inner, lr=muon_lr),
             torch.optim.AdamW(
-                [*outer, *self.forecast.parameters()],
+                [*outer, *self.forecast.parameters(), *self.naming.parameters()],
                 lr=adam_lr,
                 betas=(0.9, 0.98),
                 weight_decay=0.0,
@@ -131,14 +152,16 @@ class Run:
         self.steps, self.spent_s = 0, 0.0
         if self.resume.exists():
             self.load()
-        if compiled:  # a quarter faster on a CPU, for a minute of compiling
-            self.model.model.forward = torch.compile(self.model.model.forward, dynamic=True)
+        elif init is not None:
+            self.model.load_state_dict(load_file(init / "model.safetensors"))
+            self.naming.weight.data = load_file(init / KINDS_NAME)["weight"]
 
     def load(self) -> None:
         """Go on from the resume file."""
         state = torch.load(self.resume, weights_only=False)
         self.model.load_state_dict(state["model"])
         self.forecast.load_state_dict(state["forecast"])
+        self.naming.load_state_dict(state["naming"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.stream.rng.setstate(state["rng"])
@@ -151,6 +174,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "forecast": self.forecast.state_dict(),
+            "naming": self.naming.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "rng": self.stream.rng.getstate(),
             "torch_rng": torch.get_rng_state(),
@@ -162,7 +186,8 @@ class Run:
         os.replace(part, self.resume)
         folder = self.out.with_name(self.out.name + ".part")
         self.model.save_pretrained(folder)
-        for name in ("config.json", "model.safetensors"):
+        save_file({"weight": self.naming.weight.detach()}, folder / KINDS_NAME)
+        for name in ("config.json", "model.safetensors", KINDS_NAME):
             (folder / name).chmod(0o644)
             os.replace(folder / name, self.out / name)
         for left in folder.iterdir():
@@ -175,15 +200,18 @@ class Run:
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
-        step_loss, so_far_loss, token_loss, accuracy = losses(self.model, self.forecast, batch)
+        step_loss, so_far_loss, token_loss, kind_loss, accuracy = losses(
+            self.model, self.forecast, self.naming, batch
+        )
         weight = 1 - 0.8 * share
-        (step_loss + weight * (so_far_loss + 0.5 * token_loss)).backward()
+        (step_loss + weight * (so_far_loss + 0.5 * token_loss) + kind_loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return step_loss.item(), so_far_loss.item(), token_loss.item(), accuracy.item()
+        values = (step_loss, so_far_loss, token_loss, kind_loss, accuracy)
+        return tuple(value.item() for value in values)
 
 
 def train(run: Run, minutes: float) -> None:
@@ -195,13 +223,15 @@ def train(run: Run, minutes: float) -> None:
         share = run.spent_s / (60 * minutes)
         if share >= 1:
             break
+        run.stream.share = share if run.init is None else 1.0  # no first lessons a second time
         now = run.step(batch, share)
         mean = [0.98 * m + 0.02 * n for m, n in zip(mean or now, now, strict=True)]
         seen += batch.ids.numel()
         run.spent_s = before + time.monotonic() - start
         if run.steps % 50 == 0:
             speed = seen / (run.spent_s - before)
-            shown = "step %d  %.1f min  loss %.4f  so far %.4f  tokens %.3f  accuracy %.4f  %.0f/s"
+            shown = "step %d  %.1f min  loss %.4f  so far %.4f  tokens %.3f  kinds %.3f"
+            shown += "  accuracy %.4f  %.0f/s"
             log.info(shown, run.steps, run.spent_s / 60, *mean, speed)
         if time.monotonic() - saved > SAVE_EVERY_S or STOP.is_set():
             run.save()
@@ -218,16 +248,18 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("training/checkpoint"))
+    parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one for another run")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--muon-lr", type=float, default=6e-3)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
-    parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    train(Run(args.out, args.data, args.muon_lr, args.adam_lr, not args.eager), args.minutes)
+    run = Run(args.out, args.data, args.muon_lr, args.adam_lr, args.init, args.seed)
+    train(run, args.minutes)
 
 
 if __name__ == "__main__":

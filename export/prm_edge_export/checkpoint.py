@@ -6,7 +6,7 @@ In: a folder in Hugging Face form. Out: its ``config.json`` and lazily read tens
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,16 @@ from safetensors import SafetensorError, safe_open
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
 from .pickles import open_pickle
+from .quantized import refuse_quantized_config, refuse_quantized_tensors
+from .safetensors_header import explain
 
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLE: Final = "pytorch_model.bin"
+REWARD_FILE: Final = "reward_head.pt"  # the head of ReasonFlux-PRM-1.5B, apart from its weights
+REWARD_NAME: Final = "reward_head"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 EMBEDDING_ENDING: Final = "model.embed_tokens.weight"
@@ -56,7 +60,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """A checkpoint folder: configuration and lazily read weights. Use as a context manager."""
+    """A checkpoint folder: configuration and lazily read weights. Use as a context manager.
+
+    ``folders``: where its other files are looked for, in this order. ``origin``: what the
+    provenance of a package says about where it came from.
+    """
+
+    root: Path
+    folders: tuple[Path, ...]
+    origin: dict[str, str]
+    config: dict[str, Any]
+    tensors: Tensors
 
     def __init__(self, root: Path) -> None:
         """Open the folder.
@@ -69,17 +83,29 @@ class Checkpoint:
             what = "a file" if root.is_file() else "missing"
             raise CheckpointError(
                 f"checkpoint {root} is {what}; pass a local folder with config.json, "
-                "tokenizer.json and *.safetensors"
+                "tokenizer.json and *.safetensors, or a hub id such as org/name"
             )
-        self.root: Final = root
-        self.config: Final = read_json(root / CONFIG_NAME)
-        if self.config.get("quantization_config"):
-            method = self.config["quantization_config"]
-            name = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise UnsupportedError(
-                f"{root} is quantized already ({name}); export the unquantized checkpoint"
-            )
-        self.tensors: Final = Tensors(root)
+        self.root = root
+        self.folders = (root,)
+        self.origin = {}
+        self.config = read_json(root / CONFIG_NAME)
+        refuse_quantized_config(root, self.config)
+        self.tensors = Tensors(root, weight_files(root))
+
+    def find(self, name: str) -> Path:
+        """Path of a file of the checkpoint: in the first folder that has it."""
+        paths = [folder / name for folder in self.folders]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files are: one folder's, never a mixture of two."""
+        return self.find(TOKENIZER_NAME).parent
+
+    def identity(self) -> dict[str, Path]:
+        """The files that decide a score besides the tokenizer, by the name they are known by."""
+        names = (CONFIG_NAME, *sorted({info.file for info in self.tensors.info.values()}))
+        return {name: self.root / name for name in names}
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -106,30 +132,49 @@ class TensorInfo:
 class Tensors:
     """The weights of a checkpoint, read one tensor at a time; remembers which were used."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, files: Mapping[str, set[str] | None], *, plain: bool = True
+    ) -> None:
+        """Open ``files``: name -> tensors an index puts there, None when there is no index.
+
+        ``plain``: drop what a wrapper put before the names.
+        """
+        self.root = root
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self.info: dict[str, TensorInfo] = {}
         self.used: set[str] = set()
-        for name, expected in _weight_files(root).items():
-            self._open(root, name, expected)
-        self.info = _plain_names(self.info)
+        try:
+            for name, expected in files.items():
+                self._open(root, name, expected)
+            if (root / REWARD_FILE).is_file():
+                self._open(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
+            refuse_quantized_tensors(
+                root, ((info.file, name, info.dtype) for name, info in self.info.items())
+            )
+            if plain:
+                self.info = _plain_names(self.info)
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self, root: Path, name: str, expected: set[str] | None) -> None:
+    def _open(self, root: Path, name: str, expected: set[str] | None, prefix: str = "") -> None:
         try:
             opened = (
                 open_pickle(root / name)
-                if name.endswith(".bin")
+                if name.endswith((".bin", ".pt"))
                 else safe_open(root / name, framework="pt")
             )
             handle: Any = self._stack.enter_context(opened)
         except FileNotFoundError:
+            held = f" (tensor {min(expected)!r} and others)" if expected else ""
             raise CheckpointError(
-                f"{root / name} is missing; download every shard that the index names"
+                f"{root / name} is missing; download every shard that the index names{held}"
             ) from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{root / name} cannot be read as safetensors ({error}); download it again"
+                f"{root / name} cannot be read as safetensors "
+                f"({explain(root / name) or error}); download it again"
             ) from error
         self._files[name] = handle
         keys = set(handle.keys())
@@ -138,14 +183,15 @@ class Tensors:
             raise CheckpointError(
                 f"{root / name} lacks tensors that the index puts there: {missing}"
             )
-        for key in sorted(keys):
+        for stored in sorted(keys):
+            key = prefix + stored
             if key in self.info:
                 raise CheckpointError(
                     f"tensor {key!r} is in {self.info[key].file} and in {name}; keep one of them"
                 )
-            view = handle.get_slice(key)
+            view = handle.get_slice(stored)
             self.info[key] = TensorInfo(
-                file=name, stored=key, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
+                file=name, stored=stored, shape=tuple(view.get_shape()), dtype=str(view.get_dtype())
             )
 
     def __contains__(self, name: str) -> bool:
@@ -167,9 +213,13 @@ class Tensors:
             return self.info[name]
         except KeyError:
             raise CheckpointError(
-                f"the checkpoint has no tensor {name!r}, which its config.json implies; "
-                "was it saved whole?"
+                f"{self.root}: the checkpoint has no tensor {name!r}, which its config.json "
+                "implies; was it saved whole?"
             ) from None
+
+    def where(self, name: str) -> str:
+        """A tensor and its file, for messages."""
+        return f"{self.root / self.info[name].file}: tensor {name!r}"
 
     def rows(self, name: str, rows: tuple[int, ...], width: int) -> torch.Tensor:
         """Read some rows of a matrix as float32. -> (len(rows), width)
@@ -179,7 +229,7 @@ class Tensors:
         """
         whole = self._info(name).shape
         if len(whole) != 2:
-            raise CheckpointError(f"tensor {name!r} has shape {list(whole)}, expected rank 2")
+            raise CheckpointError(f"{self.where(name)} has shape {list(whole)}, expected rank 2")
         return self.torch(name, (whole[0], width), rows)
 
     def torch(
@@ -194,12 +244,13 @@ class Tensors:
         info = self._info(name)
         if info.dtype not in FLOATS:
             raise UnsupportedError(
-                f"tensor {name!r} is stored as {info.dtype}; only {', '.join(sorted(FLOATS))} "
+                f"{self.where(name)} is stored as {info.dtype}; only {', '.join(sorted(FLOATS))} "
                 "can be exported: use the unquantized checkpoint"
             )
         if info.shape != shape:
             raise CheckpointError(
-                f"tensor {name!r} has shape {list(info.shape)}, config.json implies {list(shape)}"
+                f"{self.where(name)} has shape {list(info.shape)}, config.json implies "
+                f"{list(shape)}"
             )
         try:
             file, stored = self._files[info.file], info.stored
@@ -210,10 +261,10 @@ class Tensors:
                 found = torch.cat([view[row : row + 1] for row in rows])
             tensor: torch.Tensor = found.to(torch.float32)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"tensor {name!r} cannot be read: {error}") from error
+            raise CheckpointError(f"{self.where(name)} cannot be read: {error}") from error
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"tensor {name!r} holds values that are not finite; the checkpoint is damaged"
+                f"{self.where(name)} holds values that are not finite; the checkpoint is damaged"
             )
         self.used.add(name)
         return tensor
@@ -251,18 +302,17 @@ def _plain_names(info: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     return plain
 
 
-def _weight_files(root: Path) -> dict[str, set[str] | None]:
-    """File name -> tensors the index puts there (None when there is no index)."""
+def weight_files(root: Path) -> dict[str, set[str] | None]:
+    """File name -> tensors the index puts there (None when there is no index).
+
+    Raises:
+        CheckpointError: when there are none, or the index cannot be followed.
+    """
     for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
         if (root / index).is_file():
             return _indexed_files(root / index, Path(single).suffix)
         if (root / single).is_file():
             return {single: None}
-    if (root / "adapter_config.json").is_file():
-        raise UnsupportedError(
-            f"{root} is a LoRA adapter; merge it into its base first (peft: merge_and_unload(), "
-            "then save_pretrained())"
-        )
     raise CheckpointError(
         f"{root} has no {SINGLE}, no {PICKLE} and no index of either; pass a checkpoint with "
         "weights"

@@ -93,9 +93,10 @@ class _Builder:
     def build(self, head: Head, max_tokens: int, progress: Callable[[int, int], None]) -> None:
         config = self.config
         self._rotary_tables(max_tokens)
-        table = self.constant(
-            "embedding", self.read("model.embed_tokens.weight", config.vocab, config.hidden)
-        )
+        embedding = self.read("model.embed_tokens.weight", config.vocab, config.hidden)
+        if config.gemma:
+            embedding = embedding * np.float32(config.embedding_scale)
+        table = self.constant("embedding", embedding)
         stream = self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
         update = ""  # what the previous block adds to the residual stream
         for layer in range(config.layers):
@@ -122,7 +123,7 @@ class _Builder:
                      + ---> sum ---> norm
             update --+
         """
-        gain = self.constant(f"{name}.gain", self.read(tensor, self.config.hidden))
+        gain = self._gain(name, tensor, self.config.hidden)
         if not update:
             return self._rms_norm(name, stream, gain), stream
         total = f"{name}.sum"
@@ -134,6 +135,10 @@ class _Builder:
             epsilon=self.config.eps,
         )
         return normed, total
+
+    def _gain(self, name: str, tensor: str, width: int) -> str:
+        gain = self.read(tensor, width)
+        return self.constant(f"{name}.gain", gain + np.float32(1) if self.config.gemma else gain)
 
     def _rms_norm(self, name: str, source: str, gain: str) -> str:
         return self.node(
@@ -175,10 +180,21 @@ class _Builder:
             (config.hidden, config.heads * config.head_dim),
             config.o_bias,
         )
+        before_mlp = "post_attention_layernorm"
+        if config.gemma:
+            before_mlp = "pre_feedforward_layernorm"
+            update = self._after(f"{prefix}.post_attention_layernorm", update)
         normed, stream = self._norm(
-            f"layer.{index}.mlp_norm", f"{prefix}.post_attention_layernorm.weight", stream, update
+            f"layer.{index}.mlp_norm", f"{prefix}.{before_mlp}.weight", stream, update
         )
-        return stream, self._mlp(f"{prefix}.mlp", normed)
+        update = self._mlp(f"{prefix}.mlp", normed)
+        if config.gemma:
+            update = self._after(f"{prefix}.post_feedforward_layernorm", update)
+        return stream, update
+
+    def _after(self, name: str, update: str) -> str:
+        """Gemma's norm of what a block adds to the residual stream."""
+        return self._norm(name, f"{name}.weight", update, "")[0]
 
     def _attention(self, index: int, prefix: str, source: str) -> str:
         """Packed q, k, v in one product; rotary embedding and cache inside the operator.
@@ -193,8 +209,12 @@ class _Builder:
         config = self.config
         q_out, kv_out = config.heads * config.head_dim, config.kv_heads * config.head_dim
         sizes = {"q": q_out, "k": kv_out, "v": kv_out}
-        weight = np.concatenate(
-            [self.read(f"{prefix}.{p}_proj.weight", n, config.hidden) for p, n in sizes.items()]
+        weight = (
+            self.read(f"{prefix}.qkv_proj.weight", config.qkv_width, config.hidden)
+            if config.fused
+            else np.concatenate(
+                [self.read(f"{prefix}.{p}_proj.weight", n, config.hidden) for p, n in sizes.items()]
+            )
         )
         bias = None
         if config.qkv_bias:
@@ -204,7 +224,10 @@ class _Builder:
         packed = self._linear(f"{prefix}.qkv_proj", source, weight, bias)
         split = self._normed_heads(prefix, packed) if config.qk_norm else [packed, "", ""]
         cache = [contract.past_name(index, "key"), contract.past_name(index, "value")]
-        window = {} if config.window is None else {"local_window_size": config.window}
+        width, softcap = config.layer_window(index), config.softcap
+        window: dict[str, int | float] = {} if width is None else {"local_window_size": width}
+        if softcap is not None:
+            window["softcap"] = softcap
         return self.node(
             "GroupQueryAttention",
             [
@@ -222,7 +245,7 @@ class _Builder:
             kv_num_heads=config.kv_heads,
             do_rotary=1,
             rotary_interleaved=0,
-            scale=config.head_dim**-0.5,
+            scale=config.attention_scale,
             **window,
         )
 
@@ -249,7 +272,7 @@ class _Builder:
             heads = self.node(
                 "Reshape", [parts[at], self.constant(f"{name}.apart", apart)], [f"{name}.heads"]
             )
-            gain = self.constant(f"{name}.gain", self.read(f"{name}.weight", config.head_dim))
+            gain = self._gain(name, f"{name}.weight", config.head_dim)
             normed = self._rms_norm(name, heads, gain)
             parts[at] = self.node(
                 "Reshape", [normed, self.constant(f"{name}.together", together)], [f"{name}.out"]
@@ -257,7 +280,7 @@ class _Builder:
         return parts
 
     def _mlp(self, prefix: str, source: str) -> str:
-        """silu(gate) * up, then down; QuickGelu with alpha 1 is silu.
+        """silu(gate) * up, then down; QuickGelu with alpha 1 is silu. Gemma has gelu for silu.
 
         ::
 
@@ -267,9 +290,17 @@ class _Builder:
         """
         wide, narrow = self.config.intermediate, self.config.hidden
         bias = self.config.mlp_bias
-        gate = self._projection(prefix, "gate", source, (wide, narrow), bias)
-        up = self._projection(prefix, "up", source, (wide, narrow), bias)
-        active = self.node("QuickGelu", [gate], [f"{prefix}.active"], MICROSOFT, alpha=1.0)
+        if self.config.fused:
+            both = self.read(f"{prefix}.gate_up_proj.weight", 2 * wide, narrow)
+            gate = self._linear(f"{prefix}.gate_proj", source, both[:wide])
+            up = self._linear(f"{prefix}.up_proj", source, both[wide:])
+        else:
+            gate = self._projection(prefix, "gate", source, (wide, narrow), bias)
+            up = self._projection(prefix, "up", source, (wide, narrow), bias)
+        if self.config.gemma:
+            active = self.node("FastGelu", [gate], [f"{prefix}.active"], MICROSOFT)
+        else:
+            active = self.node("QuickGelu", [gate], [f"{prefix}.active"], MICROSOFT, alpha=1.0)
         product = self.node("Mul", [active, up], [f"{prefix}.product"])
         return self._projection(prefix, "down", product, (narrow, wide), bias)
 
@@ -287,9 +318,9 @@ class _Builder:
             last = index == len(head.layers) - 1
             weight = layer.read(self.tensors).numpy()
             inputs = [source, self.constant(f"head.{index}.weight", weight)]
-            if layer.bias is not None:
-                bias = self.read(layer.bias, layer.outputs)
-                inputs.append(self.constant(f"head.{index}.bias", bias))
+            bias = layer.read_bias(self.tensors)
+            if bias is not None:
+                inputs.append(self.constant(f"head.{index}.bias", bias.numpy()))
             name = contract.LOGITS.name if last else f"head.{index}"
             source = self.node("Gemm", inputs, [name], transB=1)
             if not last:

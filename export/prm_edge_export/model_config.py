@@ -23,7 +23,10 @@ class Architecture:
     ``qkv_bias`` and ``o_bias``: True, False, or the config key that says. ``qk_norm``: an RMS
     norm over each head of query and key. ``sliding``: how its sliding window is configured, see
     :data:`_WINDOWS`. ``defaults``: values of transformers' own config class for keys that a
-    config.json may leave out.
+    config.json may leave out. ``fused``: query, key and value are one tensor, and so are gate and
+    up. ``gemma``: norms add 1 to their gains and stand after attention and MLP too, embeddings are
+    scaled by the root of the hidden size, scores may be capped. ``activation``: the config key
+    that names it, and the only value.
     """
 
     qkv_bias: bool | str
@@ -32,6 +35,9 @@ class Architecture:
     qk_norm: bool
     sliding: str
     defaults: Mapping[str, Any]
+    fused: bool = False
+    gemma: bool = False
+    activation: tuple[str, str] = ("hidden_act", "silu")
 
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
@@ -79,11 +85,42 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "sliding_window": 4096,
         },
     ),
+    "phi3": Architecture(
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        sliding="every layer",
+        fused=True,
+        defaults={"hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    ),
+    "gemma2": Architecture(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias=False,
+        qk_norm=False,
+        sliding="every other layer",
+        gemma=True,
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+        defaults={
+            "attn_logit_softcapping": 50.0,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 8192,
+            "num_key_value_heads": 4,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+        },
+    ),
 }
 # null is a value of its own for these, and not the same as leaving the key out
-NULL_MEANS: Final = frozenset({"head_dim", "num_key_value_heads", "sliding_window"})
+NULL_MEANS: Final = frozenset(
+    {"attn_logit_softcapping", "head_dim", "num_key_value_heads", "sliding_window"}
+)
 
 HEAD_DIM_MULTIPLE: Final = 16  # GroupQueryAttention with rotary embedding accepts no other
+MAX_ROTARY: Final = 1 << 29  # numbers in the rotary tables: a million positions of 128 are 1 << 27
 MAX_SIZE: Final = 1 << 24  # of any one dimension; a hostile config must not allocate terabytes
 
 
@@ -92,6 +129,8 @@ class DecoderConfig:
     """A Llama-like decoder: sizes, epsilon, rotary embedding and which biases there are.
 
     ``window``: how many tokens each one attends to, itself included; None for all before it.
+    ``full_layers``: the layers without it. ``scale``: of attention scores, None for the usual one;
+    ``softcap``: the bound to which they are bent, None for none.
     """
 
     model_type: str
@@ -110,6 +149,26 @@ class DecoderConfig:
     mlp_bias: bool
     qk_norm: bool
     window: int | None
+    full_layers: tuple[int, ...] = ()
+    fused: bool = False
+    gemma: bool = False
+    activation: str = "silu"
+    scale: float | None = None
+    softcap: float | None = None
+
+    def layer_window(self, layer: int) -> int | None:
+        """The window of one layer."""
+        return None if layer in self.full_layers else self.window
+
+    @property
+    def attention_scale(self) -> float:
+        """What attention scores are multiplied with."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied with."""
+        return float(self.hidden**0.5) if self.gemma else 1.0
 
     @property
     def qkv_width(self) -> int:
@@ -134,8 +193,13 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     arch = ARCHITECTURES[model_type]
     given = {k: v for k, v in config.items() if v is not None or k in NULL_MEANS}
     values = {k: v for k, v in {**arch.defaults, **given}.items() if v is not None}
-    if values["hidden_act"] != "silu":
-        raise UnsupportedError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu'")
+    key, activation = arch.activation
+    if values[key] != activation:
+        raise UnsupportedError(f"{key} {values[key]!r} is not supported, only {activation!r}")
+    if values.get("use_bidirectional_attention"):
+        raise UnsupportedError(
+            "use_bidirectional_attention is not supported, only causal attention"
+        )
     heads = _size(values, "num_attention_heads")
     hidden = _size(values, "hidden_size")
     max_positions = _size(values, "max_position_embeddings")
@@ -156,7 +220,17 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         mlp_bias=_bias(arch.mlp_bias, values),
         qk_norm=arch.qk_norm,
         window=_WINDOWS[arch.sliding](values, model_type, max_positions),
+        full_layers=_full_layers(values) if arch.sliding == "every other layer" else (),
+        fused=arch.fused,
+        gemma=arch.gemma,
+        activation=activation,
+        scale=_size(values, "query_pre_attn_scalar") ** -0.5 if arch.gemma else None,
+        softcap=_positive(values, "attn_logit_softcapping") if _caps(arch, values) else None,
     )
+    if arch.fused and result.rope.kind != "default":
+        raise UnsupportedError(
+            f"rope scaling {result.rope.kind!r} is not supported for {model_type}, only 'default'"
+        )
     _check(result)
     return result
 
@@ -168,6 +242,17 @@ def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> in
             f"config.json: {key} must be a whole number from 1 to {MAX_SIZE}, got {value!r}"
         )
     return value
+
+
+def _positive(values: Mapping[str, Any], key: str) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise CheckpointError(f"config.json: {key} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def _caps(arch: Architecture, values: Mapping[str, Any]) -> bool:
+    return arch.gemma and "attn_logit_softcapping" in values
 
 
 def _epsilon(value: Any) -> float:
@@ -190,6 +275,11 @@ def _check(config: DecoderConfig) -> None:
         raise CheckpointError(
             f"config.json: {config.heads} attention heads cannot share {config.kv_heads} "
             "key/value heads"
+        )
+    if config.head_dim * config.max_positions > MAX_ROTARY:
+        raise CheckpointError(
+            f"config.json: {config.max_positions} positions (max_position_embeddings) of head size "
+            f"{config.head_dim} are more than any model has"
         )
     if config.head_dim % HEAD_DIM_MULTIPLE:
         raise UnsupportedError(
@@ -214,6 +304,30 @@ def _refused_window(values: Mapping[str, Any], model_type: str, max_positions: i
         )
 
 
+def _full_layers(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers without a window: every second one where config.json does not say."""
+    count = _size(values, "num_hidden_layers")
+    kinds = values.get("layer_types")
+    if kinds is None:
+        return tuple(range(1, count, 2))
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != count
+        or any(kind not in ("full_attention", "sliding_attention") for kind in kinds)
+    ):
+        raise CheckpointError(
+            f"config.json: layer_types must name full_attention or sliding_attention for each of "
+            f"{count} layers, got {str(kinds)[:60]}"
+        )
+    return tuple(index for index, kind in enumerate(kinds) if kind == "full_attention")
+
+
+def _some_window(values: Mapping[str, Any], model_type: str, max_positions: int) -> int | None:
+    """Return the window of the layers that have one, or None when it never cuts."""
+    window = _size(values, "sliding_window")
+    return window if window < max_positions else None
+
+
 def _same_window(values: Mapping[str, Any], model_type: str, max_positions: int) -> int | None:
     """Return the window of every layer, or None when it never cuts."""
     if values.get("layer_types"):
@@ -230,4 +344,5 @@ _WINDOWS: Final[dict[str, Callable[[Mapping[str, Any], str, int], int | None]]] 
     "never": _no_window,
     "some layers": _refused_window,
     "every layer": _same_window,
+    "every other layer": _some_window,
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, __version__
+from prm_edge_runtime.domain import DOMAIN_NAME, Domain
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.hashing import hash_file
 from prm_edge_runtime.manifest import (
@@ -33,12 +34,13 @@ from prm_edge_runtime.selftest import dump_cases
 
 from . import proof
 from .card import model_card
-from .checkpoint import CONFIG_NAME, Checkpoint
+from .checkpoint import Checkpoint
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .package_files import listed_files, require_free_space
 from .plan import NATIVE, ExportOptions, Plan, make_plan
 from .reference import load_reference, refuse_unused
+from .sources import open_checkpoint
 from .tokenization import check_tokenization
 from .writer import PackageWriter
 
@@ -69,13 +71,13 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         ExportError: nothing was written, and an existing package is as it was.
     """
     with (
-        Checkpoint(options.checkpoint) as checkpoint,
+        _open(options, say) as checkpoint,
         PackageWriter(options.out_path, overwrite=options.overwrite, add=options.add) as writer,
     ):
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
-        texts, texts_sha256 = proof.load_texts(options.verify)
+        texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify)
         records = [(text.problem, text.steps) for text in texts]
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
         say(f"tokenization: {agreed} records encoded exactly as transformers does")
@@ -89,6 +91,12 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         report = _write(plan, writer, texts, identity, say)
     say(f"wrote {options.out_path}")
     return ExportResult(out=options.out_path, report=report)
+
+
+def _open(options: ExportOptions, say: Say = lambda line: None) -> Checkpoint:
+    return open_checkpoint(
+        options.checkpoint, revision=options.revision, base=options.base, say=say
+    )
 
 
 def _write(
@@ -164,7 +172,8 @@ def _build(plan: Plan, folder: Path, say: Say) -> proof.Reference:
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
         return load_reference(plan.decoder, plan.head, tensors)
-    from .optimum_backend import export_stateless, load_encoder
+    from .encoders import load_encoder
+    from .optimum_backend import export_stateless
 
     export_stateless(plan.checkpoint, folder / GRAPH_NAME)
     say("graph: exported by optimum")
@@ -204,14 +213,13 @@ def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifes
 
 def _identity(plan: Plan, texts_sha256: str) -> dict[str, Scalar]:
     """Where the weights came from, without paths of this machine."""
-    root = plan.checkpoint.root
-    shards = sorted({info.file for info in plan.checkpoint.tensors.info.values()})
     whole = hashlib.sha256()
-    for name in (CONFIG_NAME, *shards):
-        whole.update(f"{name} {hash_file(root / name).sha256}\n".encode())
+    for name, path in plan.checkpoint.identity().items():
+        whole.update(f"{name} {hash_file(path).sha256}\n".encode())
     return {
         "checkpoint": plan.options.name,
         "checkpoint_sha256": whole.hexdigest(),
+        **plan.checkpoint.origin,
         "architecture": str((plan.checkpoint.config.get("architectures") or ["unnamed"])[0]),
         "head": plan.head.kind,
         "backend": plan.backend,
@@ -246,21 +254,34 @@ def _write_small_files(
         # the cases are torch's scores, the same for every variant: --add keeps the first ones
         writer.write_bytes(SELFTEST_NAME, dump_cases(cases))
         for name in KEPT_FILES:
-            source = plan.checkpoint.root / name
+            source = plan.checkpoint.find(name)
             if source.is_file():
                 writer.write_bytes(name, source.read_bytes())
+        domain = plan.checkpoint.root / DOMAIN_NAME
+        if domain.is_file():
+            writer.write_bytes(DOMAIN_NAME, Domain.from_json(domain.read_bytes()).to_json())
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     writer.write_bytes(f"{plan.options.variant}/{REPORT_NAME}", text.encode())
 
 
 def _license(plan: Plan) -> str | None:
     """The licence that the checkpoint's own model card names in its front matter."""
-    path = plan.checkpoint.root / "README.md"
+    path = plan.checkpoint.find("README.md")
     if not path.is_file():
         return None
     front = path.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
     found = re.search(r"^license: *([A-Za-z0-9.+-]+) *$", front, re.MULTILINE)
     return found.group(1) if found else None
+
+
+def planned(options: ExportOptions) -> Plan:
+    """What an export would decide; its checkpoint is closed again.
+
+    Raises:
+        ExportError: as :func:`export` would, before any weight is read.
+    """
+    with _open(options) as checkpoint:
+        return make_plan(options, checkpoint)
 
 
 def preview(options: ExportOptions) -> list[str]:
@@ -269,9 +290,9 @@ def preview(options: ExportOptions) -> list[str]:
     Raises:
         ExportError: as :func:`export` would, before any weight is read.
     """
-    with Checkpoint(options.checkpoint) as checkpoint:
+    with _open(options) as checkpoint:
         plan = make_plan(options, checkpoint)
-        texts, _ = proof.load_texts(options.verify)
+        texts, _ = proof.texts_for(plan.recipe, options.verify)
         text = texts[0]
         encoded = plan.encoder.encode(text.problem, text.steps)
         reads = set(encoded.reads.tolist())

@@ -20,10 +20,11 @@ from prm_edge_runtime.errors import (
 )
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER_NAME, Checkpoint
 from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
-from .heads import ROWS, Head, find_head, vocabulary_rows
+from .heads import CLASSIFIER, LINEAR, ROWS, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .own_recipe import SUFFIX, read_recipe_file
 from .refusals import refuse_headless, refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
@@ -56,6 +57,8 @@ class ExportOptions:
     allow_drift: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
+    revision: str | None = None
+    base: str | None = None
 
     @property
     def out_path(self) -> Path:
@@ -105,10 +108,10 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     if options.notice is not None:
         notes["notice"] = options.notice
     model_type = str(checkpoint.config.get("model_type"))
-    files = read_tokenizer(checkpoint.root)
+    files = read_tokenizer(checkpoint.tokenizer_folder)
     refuse_known(checkpoint, files.added)
     found = find_head(checkpoint.tensors)
-    family = _family(options, checkpoint, found, reasons)
+    family = _family(options, checkpoint, found, files.added, reasons)
     tokenizer = auto_tokenizer(files, model_type)
     head = found or _verdict_rows(checkpoint, family, tokenizer)
     _describe_head(checkpoint, head, reasons)
@@ -118,14 +121,22 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         tokenizer=tokenizer,
         separator=_separator(options, checkpoint, family, reasons, notes),
         good=good_index(family, checkpoint.config, head.logits, options.good_label),
+        logits=head.logits,
+        config=checkpoint.config,
     )
     request, encoder = _encoder(options, family, request, reasons)
     recipe = encoder.recipe
+    if recipe.logits != head.logits:
+        raise CheckpointError(
+            f"recipe {family.name!r} is for {recipe.logits} logits, the head "
+            f"{checkpoint.tensors.where(head.layers[-1].weight)} gives {head.logits}"
+        )
     reasons.append(_score_line(recipe))
     vocabulary, max_tokens = _limits(checkpoint, decoder)
     if files.size > vocabulary:
+        where = checkpoint.tokenizer_folder / TOKENIZER_NAME
         raise CheckpointError(
-            f"the tokenizer has {files.size} ids but the embedding only {vocabulary} rows; use the "
+            f"{where} has {files.size} ids but the embedding only {vocabulary} rows; use the "
             "tokenizer the model was trained with"
         )
     return Plan(
@@ -139,7 +150,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         backend=backend,
         head=head,
         decoder=decoder,
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens, family.max_tokens or max_tokens),
         notes=notes,
         reasons=tuple(reasons),
     )
@@ -150,11 +161,21 @@ def _check_choices(options: ExportOptions) -> None:
         ("--target", options.target, TARGETS),
         ("--precision", options.precision, PRECISIONS),
         ("--backend", options.backend, BACKENDS),
-        ("--recipe", options.recipe or "trl", tuple(FAMILIES)),
         ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+
+
+def _chosen(recipe: str) -> Family:
+    """The family that ``--recipe`` names: a built-in one, or a file."""
+    if recipe in FAMILIES:
+        return FAMILIES[recipe]
+    if recipe.endswith(SUFFIX):
+        return read_recipe_file(Path(recipe))
+    raise ConfigError(
+        f"--recipe {recipe!r} is neither one of {', '.join(FAMILIES)} nor a {SUFFIX} file"
+    )
 
 
 def _named(checkpoint: Checkpoint) -> str:
@@ -171,7 +192,10 @@ def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> No
 
 
 def _score_line(recipe: Recipe) -> str:
-    good = f", {recipe.score.good} is good" if recipe.logits > 1 else ""
+    score = recipe.score
+    good = f", {score.good} is good" if score.kind in ("softmax", "difference") else ""
+    if score.kind == "classes":
+        good = f", {' and '.join(map(str, score.valid))} are good, {score.redundant} is redundant"
     return f"score: {recipe.score.kind} of {recipe.logits} logits{good}"
 
 
@@ -179,7 +203,7 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
     """The rows of the vocabulary with which a language model answers."""
     rows = []
     for word in family.verdicts:
-        ids = encode_plain(tokenizer, word)
+        ids = [word] if isinstance(word, int) else encode_plain(tokenizer, word)
         if len(ids) != 1:
             raise CheckpointError(
                 f"recipe {family.name!r} needs {word!r} to be one token, this tokenizer encodes it "
@@ -191,11 +215,15 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
 
 
 def _family(
-    options: ExportOptions, checkpoint: Checkpoint, head: Head | None, reasons: list[str]
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    head: Head | None,
+    added: Mapping[str, int],
+    reasons: list[str],
 ) -> Family:
     kind = ROWS if head is None else head.kind
     if options.recipe is not None:
-        family = FAMILIES[options.recipe]
+        family = _chosen(options.recipe)
         if kind not in family.heads:
             raise CheckpointError(
                 f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "
@@ -212,12 +240,23 @@ def _family(
             f"architecture {_named(checkpoint)} has no per-step head that is known: a sequence "
             "classifier scores whole texts, not steps"
         )
-    family = next(f for f in FAMILIES.values() if f.detected and kind in f.heads)
+    family = _detected(checkpoint.config.get("model_type"), kind, added)
     _check_model_type(checkpoint, family)
     others = [f.name for f in FAMILIES.values() if kind in f.heads and f is not family]
     also = f"; for {' or '.join(others)} pass --recipe" if others else ""
     reasons.append(f"recipe: {family.name} ({family.title}), from the head{also}")
     return family
+
+
+def _detected(model_type: object, kind: str, added: Mapping[str, int]) -> Family:
+    """The family with this head that suits best; else any with it, to be refused by name."""
+    fit = [f for f in FAMILIES.values() if f.detected and kind in f.heads]
+    suited = [
+        f
+        for f in fit
+        if set(f.marks) <= added.keys() and (not f.model_types or model_type in f.model_types)
+    ]
+    return max(suited, key=lambda f: len(f.marks)) if suited else fit[0]
 
 
 def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
@@ -265,11 +304,11 @@ def _separator(
         reasons.append(f"separator: {family.separator!r}, as published for {family.name}")
         return family.separator
     raise CheckpointError(
-        f"a TRL checkpoint does not store its step separator and {checkpoint.root} has no "
+        f"a TRL checkpoint does not store its step separator and {options.checkpoint} has no "
         f"readable {TRAINING_ARGS_NAME}: if it was trained with the default, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n'\n"
+        f"  prm-edge export {options.checkpoint} --separator '\\n'\n"
         "or if its steps were separated by a blank line, run\n"
-        f"  prm-edge export {checkpoint.root} --separator '\\n\\n'"
+        f"  prm-edge export {options.checkpoint} --separator '\\n\\n'"
     )
 
 
@@ -285,7 +324,7 @@ def _backend(
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are
         raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")
-    if backend == OPTIMUM and head.kind in ("mlp", "rows", "value"):
+    if backend == OPTIMUM and head.kind not in (LINEAR, CLASSIFIER):
         what = "two-layer" if head.kind == "mlp" else head.kind
         raise UnsupportedError(
             f"optimum cannot export a {what} head: its class is remote code; use --backend native"
@@ -344,6 +383,6 @@ def _limits(checkpoint: Checkpoint, decoder: DecoderConfig | None) -> tuple[int,
     """Rows of the embedding, and the longest record."""
     if decoder is not None:
         return decoder.vocab, decoder.max_positions
-    from .optimum_backend import limits
+    from .encoder_config import limits
 
     return limits(checkpoint)

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from prm_edge_runtime import Scorer, scoring
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import CheckpointError, ProofError
-from prm_edge_runtime.recipe import Score
+from prm_edge_runtime.recipe import Recipe, Score
 from prm_edge_runtime.selftest import TOLERANCE_KEY, Case
+
+from .tokenization import WHOLE_JOINT
 
 SELF_TEST_CASES: Final = 4
 # precision -> (largest |dp|, relative RMS error of the logits, self-test tolerance)
@@ -77,6 +79,23 @@ def load_texts(path: Path | None) -> tuple[list[Text], str]:
     if not texts:
         raise CheckpointError(f"verification texts {source} hold no worked solution")
     return texts, hashlib.sha256(raw).hexdigest()
+
+
+def as_whole(text: Text) -> Text:
+    """The same solution as one step, for recipes that score whole solutions."""
+    label = None if text.label is None else min(text.label, 0)
+    return Text(problem=text.problem, steps=(WHOLE_JOINT.join(text.steps),), label=label)
+
+
+def texts_for(recipe: Recipe, path: Path | None) -> tuple[list[Text], str]:
+    """:func:`load_texts`, as the recipe takes them.
+
+    Raises:
+        CheckpointError: as :func:`load_texts`.
+    """
+    texts, digest = load_texts(path)
+    whole = recipe.split.separator is None
+    return [as_whole(text) if whole else text for text in texts], digest
 
 
 def _text(data: Any) -> Text:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 from .checkpoint import Tensors
-from .heads import LINEAR, Head
+from .heads import LINEAR, UNUSED_PREFIX, Head
 from .model_config import DecoderConfig
 from .rope import inverse_frequencies
 
@@ -26,7 +26,14 @@ KNOWN_UNUSED: Final = ("lm_head.weight",)
 KNOWN_UNUSED_ENDINGS: Final = (".rotary_emb.inv_freq",)
 
 # model_type -> how transformers' classes for it begin
-CLASSES: Final = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+CLASSES: Final = {
+    "gemma2": "Gemma2",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "phi3": "Phi3",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
 
 
 class Reference:
@@ -46,7 +53,11 @@ class Reference:
 
 def unused_by_decoders(name: str) -> bool:
     """Whether a decoder's checkpoint may carry this tensor without any score needing it."""
-    return name in KNOWN_UNUSED or name.endswith(KNOWN_UNUSED_ENDINGS)
+    return (
+        name in KNOWN_UNUSED
+        or name.endswith(KNOWN_UNUSED_ENDINGS)
+        or name.startswith(UNUSED_PREFIX)
+    )
 
 
 def refuse_unused(
@@ -128,8 +139,9 @@ def _top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
         linear = torch.nn.Linear(layer.inputs, layer.outputs, bias=layer.bias is not None)
         with torch.no_grad():
             linear.weight.copy_(layer.read(tensors))
-            if layer.bias is not None:
-                linear.bias.copy_(tensors.torch(layer.bias, (layer.outputs,)))
+            bias = layer.read_bias(tensors)
+            if bias is not None:
+                linear.bias.copy_(bias)
         modules += [linear, torch.nn.ReLU()]
     return torch.nn.Sequential(*modules[:-1])
 
@@ -169,12 +181,25 @@ def _config_values(config: DecoderConfig, head: Head) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if config.model_type in ("llama", "qwen3"):
+    if config.model_type in ("gemma2", "llama", "qwen3"):
         values["attention_bias"] = config.o_bias
     if config.model_type == "llama":
         values["mlp_bias"] = config.mlp_bias
-    elif config.model_type == "mistral":
+    elif config.model_type in ("mistral", "phi3"):
         values["sliding_window"] = config.window
+    elif config.model_type == "gemma2":
+        del values["hidden_act"]
+        values |= {
+            "hidden_activation": config.activation,
+            "attn_logit_softcapping": config.softcap,
+            "query_pre_attn_scalar": round(config.attention_scale**-2),
+            # a window that never cuts is as long as the longest text
+            "sliding_window": config.window or config.max_positions,
+            "layer_types": [
+                "full_attention" if layer in config.full_layers else "sliding_attention"
+                for layer in range(config.layers)
+            ],
+        }
     else:
         values["use_sliding_window"] = False
     scaling = {"rope_type": config.rope.kind, **config.rope.parameters}
@@ -197,26 +222,35 @@ def check_same(backbone: Any, config: DecoderConfig) -> None:
     first = layers[0]
     norms = [
         backbone.norm,
-        *(n for x in layers for n in (x.input_layernorm, x.post_attention_layernorm)),
+        *(getattr(x, name) for x in layers for name in NORMS if hasattr(x, name)),
     ]
     head_norms = [getattr(x.self_attn, f"{p}_norm", None) for x in layers for p in "qk"]
     norms += [norm for norm in head_norms if norm is not None]
     pairs: dict[str, tuple[object, object]] = {
         "layers": (len(layers), config.layers),
         "head size": (first.self_attn.head_dim, config.head_dim),
-        "query width": (first.self_attn.q_proj.out_features, config.heads * config.head_dim),
-        "key width": (first.self_attn.k_proj.out_features, config.kv_heads * config.head_dim),
-        "attention scale": (first.self_attn.scaling, config.head_dim**-0.5),
-        "query bias": (first.self_attn.q_proj.bias is not None, config.qkv_bias),
+        **_projections(first, config),
+        "attention scale": (round(first.self_attn.scaling, 9), round(config.attention_scale, 9)),
+        "cap of scores": (getattr(first.self_attn, "attn_logit_softcapping", None), config.softcap),
         "output bias": (first.self_attn.o_proj.bias is not None, config.o_bias),
-        "mlp bias": (first.mlp.gate_proj.bias is not None, config.mlp_bias),
-        "rms_norm_eps": ({n.variance_epsilon for n in norms}, {config.eps}),
+        "rms_norm_eps": (
+            {n.eps if config.gemma else n.variance_epsilon for n in norms},
+            {config.eps},
+        ),
+        "norms": (len(norms), 1 + len(layers) * (4 if config.gemma else 2 + 2 * config.qk_norm)),
+        "embedding scale": (
+            float(getattr(backbone.embed_tokens, "scalar_embed_scale", config.embedding_scale)),
+            config.embedding_scale,
+        ),
         "activation": (
-            float(first.mlp.act_fn(torch.ones(()))),
-            float(torch.sigmoid(torch.ones(()))),
+            float(_activation(first.mlp)(torch.ones(()))),
+            float(ACTIVATIONS[config.activation](torch.ones(()))),
         ),
         "norms of heads": ({norm is not None for norm in head_norms}, {config.qk_norm}),
-        "sliding windows": (_windows(backbone, layers), {config.window}),
+        "sliding windows": (
+            _windows(backbone, layers),
+            [config.layer_window(layer) for layer in range(config.layers)],
+        ),
         "rotary factor": (float(backbone.rotary_emb.attention_scaling), float(attention)),
         "rotary frequencies": (
             bool(torch.allclose(backbone.rotary_emb.inv_freq, inverse, rtol=1e-6, atol=0)),
@@ -232,8 +266,44 @@ def check_same(backbone: Any, config: DecoderConfig) -> None:
         )
 
 
-def _windows(backbone: Any, layers: list[Any]) -> set[object]:
-    """What each layer's window is: Mistral asks the config, the others each layer."""
-    if backbone.config.model_type == "mistral":
-        return {backbone.config.sliding_window}
-    return {getattr(layer.self_attn, "sliding_window", None) for layer in layers}
+NORMS: Final = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu_pytorch_tanh": torch.nn.GELU(approximate="tanh"),
+}
+
+
+def _activation(mlp: Any) -> Any:
+    return getattr(mlp, "act_fn", None) or mlp.activation_fn
+
+
+def _projections(layer: Any, config: DecoderConfig) -> dict[str, tuple[object, object]]:
+    if config.fused:
+        packed, gates = layer.self_attn.qkv_proj, layer.mlp.gate_up_proj
+        return {
+            "packed width": (packed.out_features, config.qkv_width),
+            "gate width": (gates.out_features, 2 * config.intermediate),
+            "query bias": (packed.bias is not None, config.qkv_bias),
+            "mlp bias": (gates.bias is not None, config.mlp_bias),
+        }
+    attention = layer.self_attn
+    return {
+        "query width": (attention.q_proj.out_features, config.heads * config.head_dim),
+        "key width": (attention.k_proj.out_features, config.kv_heads * config.head_dim),
+        "query bias": (attention.q_proj.bias is not None, config.qkv_bias),
+        "mlp bias": (layer.mlp.gate_proj.bias is not None, config.mlp_bias),
+    }
+
+
+def _windows(backbone: Any, layers: list[Any]) -> list[object]:
+    """What each layer's window is: Mistral and Phi-3 ask the config, the others each layer."""
+    if backbone.config.model_type in ("mistral", "phi3"):
+        return [backbone.config.sliding_window] * len(layers)
+    windows = [getattr(layer.self_attn, "sliding_window", None) for layer in layers]
+    limit = backbone.config.max_position_embeddings
+    return [None if window is None or window >= limit else window for window in windows]

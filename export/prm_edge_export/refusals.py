@@ -1,6 +1,7 @@
 """Reward models that are understood and not exported, each refused by name with the reason.
 
-Recognised by config.json and by the names of tensors and added tokens, never by a file's name.
+Recognised by config.json, by the names of tensors and added tokens, and by the published name
+where the hub id or config.json says it; never by a file's name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ class Refusal:
     reason: str
 
 
+def _called(*names: str) -> Shows:
+    """Whether it goes by one of these published names, of whatever size and owner."""
+
+    def shows(checkpoint: Checkpoint, added: Mapping[str, int]) -> bool:
+        said = (checkpoint.origin.get("hub"), checkpoint.config.get("_name_or_path"))
+        own = [str(name).rstrip("/").split("/")[-1].lower() for name in said if name]
+        return any(name.startswith(names) for name in own)
+
+    return shows
+
+
 def _sees(checkpoint: Checkpoint, added: Mapping[str, int]) -> bool:
     config = checkpoint.config
     kind = str(config.get("model_type", ""))
@@ -36,32 +48,40 @@ def _adds(*tokens: str) -> Shows:
     return lambda checkpoint, added: set(tokens) <= added.keys()
 
 
-def _holds(prefix: str) -> Shows:
-    return lambda checkpoint, added: any(name.startswith(prefix) for name in checkpoint.tensors)
-
-
 REFUSALS: Final = (
+    Refusal(
+        name="a generative PRM (such as ThinkPRM, GenPRM and R-PRM)",
+        shows=_called("thinkprm", "genprm", "r-prm"),
+        reason="it writes its verdict as text, and a package is scored in one run that writes none",
+    ),
+    Refusal(
+        name="an implicit PRM (such as EurusPRM and ImplicitPRM)",
+        shows=_called("eurusprm", "implicitprm"),
+        reason="its score compares the log-probabilities of two language models, and a package "
+        "holds one model without its vocabulary's output layer",
+    ),
+    Refusal(
+        name="a per-prefix PRM (Universal-PRM)",
+        shows=_called("universal-prm"),
+        reason="it reads each step at an end token put behind it, so that every step needs a run "
+        "of its own, and a package is scored in one run",
+    ),
     Refusal(
         name="a vision model (such as VisualPRM)",
         shows=_sees,
         reason="its steps are judged from images, and a package scores text alone",
     ),
     Refusal(
+        name="a Gemma 3 model",
+        shows=lambda checkpoint, added: str(checkpoint.config.get("model_type")) == "gemma3_text",
+        reason="its layers turn by two rotary embeddings, where the graph builds one; Gemma 2 is "
+        "exported",
+    ),
+    Refusal(
         name="a two-pass PRM (PathFinder-PRM)",
         shows=_adds("<+>", "<->", "<extra>"),
         reason="its second pass depends on verdicts of the first, two runs for each step, and a "
         "package is scored in one run",
-    ),
-    Refusal(
-        name="an ensemble PRM (ActPRM)",
-        shows=_holds("score.model.nn"),
-        reason="its score is a mean over several heads, which no recipe expresses yet",
-    ),
-    Refusal(
-        name="a ReasonEval model",
-        shows=_holds("score_head."),
-        reason="it scores validity and redundancy from three classes, which no recipe expresses "
-        "yet",
     ),
 )
 
@@ -96,7 +116,8 @@ def refuse_headless(architecture: str, recipes: list[str]) -> NoReturn:
     hint = (
         "a sequence classifier scores whole texts, not steps"
         if "SequenceClassification" in architecture
-        else "expected score.weight, classifier.weight, score.0/score.2 or v_head.summary weights"
+        else "expected score.weight, classifier.weight, score.0/score.2, v_head.summary, "
+        "score_head.weight, score.model.nn1/nn2/nn_out or reward_head.pt"
     )
     raise UnsupportedError(
         f"architecture {architecture} has no per-step head that is known: {hint}; see "

@@ -15,6 +15,7 @@ from .families import Family
 from .tokenizer_files import TokenizerFiles
 
 Record = tuple[str, Sequence[str]]
+WHOLE_JOINT: Final = "\n\n"  # between the steps of a record where a whole solution is one step
 
 # Where tokenizers and templates like to differ: blanks at the ends, nothing at all, odd scripts.
 PROBES: Final[tuple[Record, ...]] = (
@@ -46,6 +47,8 @@ def check_tokenization(
     """
     compared = 0
     for problem, steps in _plain([*PROBES, *records], files):
+        if encoder.recipe.split.separator is None:
+            steps = [WHOLE_JOINT.join(steps)]
         expected, reads = family.reference(tokenizer, encoder.recipe, problem, steps)
         try:
             encoded = encoder.encode(problem, steps)

@@ -42,7 +42,8 @@ SAFE_KEYS: Final = frozenset(
         "unk_token",
     }
 )
-MAX_TOKENIZER_BYTES: Final = 256 * 1024 * 1024
+MAX_TOKENIZER_BYTES: Final = 100_000_000  # the largest in use has 35 MB
+MAX_TEMPLATE_BYTES: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,11 @@ def read_tokenizer(root: Path) -> TokenizerFiles:
     """
     path = root / TOKENIZER_NAME
     try:
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES} bytes")
+        if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
+            raise CheckpointError(
+                f"{path} has {size} bytes, more than the {MAX_TOKENIZER_BYTES} that are read; use "
+                "the tokenizer of the PRM's own repository"
+            )
         raw = path.read_bytes()
         data = json.loads(raw)
         added = {str(t["content"]): int(t["id"]) for t in data.get("added_tokens", [])}
@@ -86,6 +90,8 @@ def read_tokenizer(root: Path) -> TokenizerFiles:
     safe = {key: value for key, value in config.items() if key in SAFE_KEYS}
     template = root / TEMPLATE_NAME
     if template.is_file():
+        if template.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise CheckpointError(f"{template} has more than {MAX_TEMPLATE_BYTES} bytes")
         safe["chat_template"] = template.read_text(encoding="utf-8")
     return TokenizerFiles(raw=raw, config=safe, added=added, size=size)
 

@@ -12,14 +12,17 @@ from prm_edge_runtime.version import __version__
 
 from .calibrate import calibrate_command
 from .demo import demo_command
+from .doctor import doctor_command
 from .evaluate import eval_command
 from .export import export_command
 from .formats import formats_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
 from .rank import rank_command
+from .recipes import recipes_command
 from .report import report_command
 from .score import score_command
+from .try_lines import try_command
 
 __all__ = ["cli", "main"]
 
@@ -45,9 +48,12 @@ for command in (
     calibrate_command,
     report_command,
     demo_command,
+    try_command,
     export_command,
     formats_command,
     inspect_command,
+    recipes_command,
+    doctor_command,
 ):
     cli.add_command(command)
 

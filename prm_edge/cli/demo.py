@@ -6,8 +6,7 @@ Every number shown comes from this run.
 from __future__ import annotations
 
 import json
-import math
-import sys
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .describe import name_package, notice, package_bytes, size
+from .drawing import bar, cells
 from .group import Failure
 from .options import engine_options, json_option, load_scorer, package_option
 
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
 
 DATA: Final = "data/demo.jsonl"
-BAR_CELLS: Final = 12
-PRETTY: Final = ("█", "░")
-PLAIN: Final = ("#", ".")  # where the terminal cannot show the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One solution. ``planted``: index of the step that was made wrong, -1 for none."""
+    """One solution. ``planted``: index of the step that was made wrong, -1 for none.
+
+    ``answered``: whether the number it ends with is the right answer.
+    """
 
     steps: list[str]
     planted: int
+    answered: bool
     result: dict[str, Any]
 
 
@@ -75,7 +76,7 @@ def demo_command(
         if as_json:
             click.echo(json.dumps(as_data(scorer, shown), indent=2))
         else:
-            click.echo("\n".join(as_text(scorer, shown, _cells())))
+            click.echo("\n".join(as_text(scorer, shown, cells())))
 
 
 def demo_lines() -> Iterator[Line]:
@@ -103,10 +104,19 @@ def _show(scorer: Scorer, line: Line) -> Shown:
     )
     return Shown(
         problem=record["problem"],
-        drafts=tuple(Draft(steps=s, planted=p, result=r) for s, p, r in drafts),
+        drafts=tuple(
+            Draft(steps=s, planted=p, answered=last_number(s[-1]) == record["answer"], result=r)
+            for s, p, r in drafts
+        ),
         result=result,
         seconds=seconds,
     )
+
+
+def last_number(text: str) -> str:
+    """The last number of a step, as it is written: what grading by the answer looks at."""
+    numbers: list[str] = re.findall(r"\d+(?:\.\d+)?", text)
+    return numbers[-1]
 
 
 def as_data(scorer: Scorer, shown: Iterable[Shown]) -> dict[str, object]:
@@ -140,7 +150,11 @@ def as_text(scorer: Scorer, shown: list[Shown], cells: tuple[str, str]) -> list[
                 lines += ["", f"   draft {_letter(index)}"]
             lines += _draft_lines(draft, scorer.recipe, cells)
         if len(item.drafts) > 1:
-            lines += ["", f"   served: {_served(item.result)}"]
+            lines += [
+                "",
+                f"   by the answer alone: {_by_answer(item.drafts)}",
+                f"   served: {_served(item.result)}",
+            ]
     steps = sum(item.n_steps for item in shown)
     tokens = sum(draft.result["n_tokens"] for item in shown for draft in item.drafts)
     seconds = sum(item.seconds for item in shown)
@@ -159,26 +173,20 @@ def _draft_lines(draft: Draft, recipe: Recipe, cells: tuple[str, str]) -> list[s
     for index, (step, score) in enumerate(zip(draft.steps, result["scores"], strict=True)):
         value = "  none" if score is None else f"{score:6.3f}"
         mark = "   <- first error" if index == result["first_error"] else ""
-        lines.append(f"   {_bar(score, recipe, cells)} {value}  {step}{mark}")
+        lines.append(f"   {bar(score, recipe, cells)} {value}  {step}{mark}")
     first = "" if result["first_error"] is None else f" at step {result['first_error'] + 1}"
     planted = "no mistake" if draft.planted < 0 else f"a mistake in step {draft.planted + 1}"
     lines.append(
-        f"   {result['verdict']}{first} (it was written with {planted}), "
-        f"{result['n_tokens']} tokens"
+        f"   {result['verdict']}{first} (it was written with {planted}, and its answer is "
+        f"{'right' if draft.answered else 'wrong'}), {result['n_tokens']} tokens"
     )
     return lines
 
 
-def _bar(score: float | None, recipe: Recipe, cells: tuple[str, str]) -> str:
-    if score is None:
-        return cells[1] * BAR_CELLS
-    if recipe.score.range is None:
-        share = 1 / (1 + math.exp(-max(min(score, 30.0), -30.0)))
-    else:
-        lowest, highest = recipe.score.range
-        share = (score - lowest) / (highest - lowest)
-    full = round(share * BAR_CELLS)
-    return cells[0] * full + cells[1] * (BAR_CELLS - full)
+def _by_answer(drafts: tuple[Draft, ...]) -> str:
+    right = [_letter(index) for index, draft in enumerate(drafts) if draft.answered]
+    broken = sum(draft.answered and draft.planted >= 0 for draft in drafts)
+    return f"{' and '.join(right) or 'none'} would be accepted, {broken} of them with a wrong step"
 
 
 def _served(result: dict[str, Any]) -> str:
@@ -193,12 +201,3 @@ def _served(result: dict[str, Any]) -> str:
 
 def _letter(index: int) -> str:
     return "ABCDEFGH"[index]
-
-
-def _cells() -> tuple[str, str]:
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        "".join(PRETTY).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return PLAIN
-    return PRETTY

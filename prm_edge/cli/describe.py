@@ -26,12 +26,16 @@ LABEL_MEANINGS: Final = {
 FORMULAS: Final = {
     "softmax": "softmax of {logits} logits, the probability of entry {good}",
     "difference": "softmax of {logits} logits, entry {good} minus entry {bad}",
+    "classes": "softmax of {logits} logits, the sum of entries {valid}",
     "sigmoid": "sigmoid of one logit",
+    "mean_sigmoid": "mean of the sigmoids of {logits} logits",
     "raw": "one logit as it is",
 }
 ENCODINGS: Final = {
     "joint": "neighbouring text is encoded as one string",
+    "sections": "text is encoded as one string within the prompt and within each step",
     "separate": "every part is encoded on its own",
+    "trimmed": "neighbouring text is encoded as one string, without whitespace at its ends",
 }
 
 
@@ -79,7 +83,15 @@ def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
     """A recipe as (what, in words) pairs."""
     score = recipe.score
     bounds = score.range
-    formula = FORMULAS[score.kind].format(logits=recipe.logits, good=score.good, bad=score.bad)
+    formula = FORMULAS[score.kind].format(
+        logits=recipe.logits,
+        good=score.good,
+        bad=score.bad,
+        valid=" and ".join(map(str, score.valid)),
+    )
+    if score.redundant is not None:
+        formula += f"; redundancy is entry {score.redundant}"
+    cut = recipe.split.separator
     between = _parts(recipe.between) or "nothing"
     return [
         ("family", recipe.family),
@@ -92,7 +104,7 @@ def recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:
         ("range", "unbounded" if bounds is None else f"{bounds[0]:g} to {bounds[1]:g}"),
         ("meaning", LABEL_MEANINGS[recipe.label_meaning]),
         ("aggregates", f"{', '.join(recipe.aggregates)}; its own is {recipe.aggregate}"),
-        ("a response is cut at", repr(recipe.split.separator)),
+        ("a response is cut at", "nothing: it is one step" if cut is None else repr(cut)),
     ]
 
 
@@ -106,7 +118,7 @@ def _part(part: Part) -> str:
     if isinstance(part, Text):
         return repr(part.text)
     if isinstance(part, Tag):
-        return f"{part.text!r} [{part.id}]"
+        return f"{part.text!r} {list(part.ids)}"
     return f"{part.text!r} {list(part.ids)}"
 
 
@@ -114,11 +126,19 @@ def _read(recipe: Recipe) -> str:
     # every valid recipe has exactly one
     tag = next((part for part in recipe.step if isinstance(part, Tag)), None)
     if tag is not None:
-        return f"token {tag.id}, which {tag.text!r} becomes after each step, one score per step"
+        return (
+            f"token {tag.id}, the first of {list(tag.ids)} that {tag.text!r} becomes after each "
+            "step, one score per step"
+            if tag.then
+            else f"token {tag.id}, which {tag.text!r} becomes after each step, one score per step"
+        )
     part, read = next(
         (part, part.read)
         for part in recipe.step
-        if isinstance(part, Tokens) and part.read is not None
+        if isinstance(part, Tokens | Slot) and part.read is not None
     )
+    if isinstance(part, Slot):
+        which = "the last token" if read == -1 else f"token {read} from the end"
+        return f"{which} of each step, one score per step"
     which = "" if len(part.ids) == 1 else f", number {read % len(part.ids) + 1} of it"
     return f"token {part.ids[read]} of {part.text!r}{which}, one score per step"

@@ -18,6 +18,7 @@ from .options import json_option
 
 # module -> the extra that brings it
 EXTRAS: Final = {
+    "huggingface_hub": "export",
     "jinja2": "export",
     "onnx": "export",
     "optimum": "optimum",
@@ -34,9 +35,13 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("out", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--recipe",
-    metavar="NAME",
-    help="trl, pure, qwen2.5-math-prm, reasonflux-prm, skywork-o1-prm, math-shepherd, "
-    "rlhflow-deepseek or rlhflow-mistral. Default: found from the checkpoint.",
+    metavar="RECIPE",
+    help="A built-in recipe (`prm-edge recipes` lists them), or a .toml file of your own. "
+    "Default: found from the checkpoint.",
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--base", metavar="BASE", help="Base of a LoRA adapter. Default: the one that it names."
 )
 @click.option(
     "--separator", metavar="TEXT", help=r"Step separator of a TRL checkpoint; \n is a newline."
@@ -89,6 +94,8 @@ def export_command(
     checkpoint: Path,
     out: Path | None,
     recipe: str | None,
+    revision: str | None,
+    base: str | None,
     separator: str | None,
     good_label: int | None,
     target: str,
@@ -105,10 +112,12 @@ def export_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn the trained torch checkpoint in the folder CHECKPOINT into the package OUT.
+    """Turn the trained torch checkpoint CHECKPOINT into the package OUT.
 
-    The package is run against torch before it is written; over budget, nothing is. OUT is
-    ./NAME-prm if it is not given. Needs: pip install 'prm-edge[export]'
+    CHECKPOINT is a folder, or the id of a model on the Hugging Face hub (ORG/NAME). A LoRA
+    adapter is merged into its base. The package is run against torch before it is written; over
+    budget, nothing is. OUT is ./NAME-prm if it is not given.
+    Needs: pip install 'prm-edge[export]'
     """
     with naming_the_extra():
         from prm_edge_export import pipeline
@@ -117,6 +126,8 @@ def export_command(
             checkpoint=checkpoint,
             out=out,
             recipe=recipe,
+            revision=revision,
+            base=base,
             separator=None if separator is None else unescape(separator),
             good_label=good_label,
             target=target,

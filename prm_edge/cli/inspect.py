@@ -1,19 +1,25 @@
-"""``prm-edge inspect``: what a package holds, and whether it is intact."""
+"""``prm-edge inspect``: what a package holds and whether it is intact; what a checkpoint is."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from .describe import notice, package_bytes, recipe_lines, size
+from .export import naming_the_extra
+from .group import Failure, Misuse
 from .options import json_option
 
 if TYPE_CHECKING:
     from prm_edge_runtime.manifest import Manifest, Variant
     from prm_edge_runtime.package import Package
 
+MANIFEST: Final = "prm_edge.json"
+CHECKPOINT_FILES: Final = ("config.json", "adapter_config.json")
 INTEGRITY: Final = {
     "full": "every file has the size and SHA-256 of the manifest",
     "auto": "every file has the size and SHA-256 of the manifest "
@@ -22,28 +28,86 @@ INTEGRITY: Final = {
 }
 
 
-@click.command("inspect", short_help="Show what a package holds and whether it is intact.")
-@click.argument("package", metavar="PACKAGE", type=click.Path())
+@click.command("inspect", short_help="Show what a package or a checkpoint is.")
+@click.argument("path", metavar="PATH", type=click.Path())
 @click.option(
     "--verify",
     type=click.Choice(list(INTEGRITY)[::-1]),
     default="auto",
     show_default=True,
-    help="sizes: compare sizes. auto: hash too, large files once. full: hash everything.",
+    help="Package. sizes: compare sizes. auto: hash too, large files once. full: hash everything.",
 )
+@click.option("--recipe", metavar="RECIPE", help="Checkpoint: as for export.")
+@click.option("--revision", metavar="REV", help="Checkpoint: as for export.")
+@click.option("--base", metavar="BASE", help="Checkpoint: as for export.")
 @json_option
-def inspect_command(package: str, verify: str, as_json: bool) -> None:
-    """Show what PACKAGE holds: recipe, variants, proof, thresholds, limits, provenance.
+def inspect_command(
+    path: str,
+    verify: str,
+    recipe: str | None,
+    revision: str | None,
+    base: str | None,
+    as_json: bool,
+) -> None:
+    """Show what a package holds: recipe, variants, proof, thresholds, limits, provenance.
 
     Its files are compared with the manifest first; a damaged package ends with exit code 1.
+
+    Where PATH is a checkpoint (a folder or a hub id, as for export), show what was detected and
+    why; one that cannot be exported as it is ends with the reason and exit code 1.
     """
+    if is_checkpoint(Path(path)):
+        _inspect_checkpoint(Path(path), recipe, revision, base, as_json)
+        return
+    if given := [name for name in (recipe, revision, base) if name is not None]:
+        raise Misuse(
+            f"--recipe, --revision and --base are for checkpoints, {path} is none; leave out "
+            f"{given[0]!r}"
+        )
     from prm_edge_runtime.package import open_package
 
-    opened = open_package(package, verify=verify)
+    opened = open_package(path, verify=verify)
     if as_json:
         click.echo(json.dumps(as_data(opened, verify), indent=2))
     else:
         click.echo("\n".join(as_text(opened, verify)))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether PATH is a checkpoint's folder, or an id of the hub, and no package."""
+    if (path / MANIFEST).exists():
+        return False
+    if path.exists():
+        return any((path / name).is_file() for name in CHECKPOINT_FILES)
+    return not path.is_absolute() and len(path.parts) == 2 and path.parts[0] not in (".", "..")
+
+
+def _inspect_checkpoint(
+    path: Path, recipe: str | None, revision: str | None, base: str | None, as_json: bool
+) -> None:
+    with naming_the_extra():
+        from prm_edge_export.inspection import inspect_checkpoint
+        from prm_edge_export.plan import ExportOptions
+
+        options = ExportOptions(checkpoint=path, recipe=recipe, revision=revision, base=base)
+        found = inspect_checkpoint(options, partial(click.echo, err=True))
+    if as_json:
+        data = {
+            "path": str(path),
+            "facts": found.facts,
+            "decisions": list(found.decisions),
+            "recipe": None if found.recipe is None else found.recipe.to_dict(),
+            "refusal": found.refusal,
+        }
+        click.echo(json.dumps(data, indent=2))
+    else:
+        lines = _section(f"checkpoint {path}", list(found.facts.items()))[1:]
+        if found.recipe is not None:
+            lines += ["", "decided", *(f"  {reason}" for reason in found.decisions)]
+            lines += _section("recipe", recipe_lines(found.recipe))
+        click.echo("\n".join(lines))
+    if found.refusal is not None:
+        raise Failure(f"it cannot be exported as it is: {found.refusal}")
 
 
 def as_data(package: Package, verify: str) -> dict[str, object]:

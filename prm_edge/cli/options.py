@@ -88,14 +88,24 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def force_option(command: F) -> F:
+    """Add ``--force``."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        help="With the built-in package, score what is plainly outside its domain too.",
+    )(command)
+
+
 def load_scorer(
     package: str | None,
     *,
     device: str | None = None,
     variant: str | None = None,
     threads: int | None = None,
+    force: bool = False,
 ) -> Scorer:
     """Load a package as the options say; the heavy imports happen here."""
     from prm_edge_runtime.scorer import Scorer
 
-    return Scorer.load(package, device=device, variant=variant, threads=threads)
+    return Scorer.load(package, device=device, variant=variant, threads=threads, force=force)

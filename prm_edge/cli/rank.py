@@ -83,7 +83,7 @@ def rank_command(
         for group in groups.values():
             line = json.dumps(rank_group(group, by, threshold), allow_nan=False)
             sink.write(line.encode("ascii") + b"\n")
-    found = best_of_n(given.samples, threshold)
+    found = best_of_n(given.samples, threshold, aggregates=(by,))
     if not quiet:
         said = f"prm-edge: {len(groups)} problems, {len(given.samples)} candidates, by {by}"
         if found is not None:

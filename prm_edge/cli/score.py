@@ -16,7 +16,14 @@ import click
 from .describe import name_package, notice
 from .group import RECORDS_FAILED, Failure, Interrupted, describe_os_error
 from .interrupt import Stop, interruptible, resuming_command
-from .options import SHARD, Shard, engine_options, load_scorer, package_option
+from .options import (
+    SHARD,
+    Shard,
+    engine_options,
+    force_option,
+    load_scorer,
+    package_option,
+)
 from .progress import Progress, Voice
 from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
 
@@ -40,6 +47,8 @@ class Request:
     form: str
     text: bool
     unsure: bool
+    on_too_long: str
+    force: bool
     shard: Shard | None
     resume: bool
     overwrite: bool
@@ -70,11 +79,21 @@ class Request:
 )
 @click.option("--text", is_flag=True, help="Write problem, steps and labels too, as report reads.")
 @engine_options
+@force_option
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
 @click.option(
     "--unsure", is_flag=True, help="Say unknown inside the band that calibrate has fitted."
 )
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
+@click.option(
+    "--on-too-long",
+    metavar="POLICY",
+    type=click.Choice(["error", "null", "window"]),
+    default="null",
+    show_default=True,
+    help="Beyond the model's limit: error, null (no score), or window (scored with the problem "
+    "and only the last steps before).",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 @click.option("--log-json", is_flag=True, help="Say it on stderr as JSON, for programs.")
 @click.pass_context
@@ -113,7 +132,9 @@ def score_command(
         source = stack.enter_context(open_input(request.file))
         journaled = _check(request, source)
         scorer = stack.enter_context(
-            load_scorer(package, device=device, variant=variant, threads=threads)
+            load_scorer(
+                package, device=device, variant=variant, threads=threads, force=request.force
+            )
         )
         _introduce(voice, scorer)
         run = _Run(request, scorer, source, voice)
@@ -274,6 +295,7 @@ class _Run:
             form=request.form,
             text=request.text,
             unsure=request.unsure,
+            on_too_long=request.on_too_long,
             skip=skip,
             ahead=self._named,
         )
@@ -294,6 +316,8 @@ class _Run:
             "--form": request.form,
             "--text": request.text,
             "--unsure": request.unsure,
+            "--on-too-long": request.on_too_long,
+            "--force": request.force,
             "--shard": None if request.shard is None else str(request.shard),
             "prm-edge": __version__,
             "onnxruntime": _onnxruntime_version(),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prm_edge_runtime.errors import EngineError, InputError, InputTypeError
+from prm_edge_runtime.lengths import NULL
 from prm_edge_runtime.results import StepScores
 from prm_edge_runtime.scorer import Scorer
 
@@ -76,7 +77,7 @@ def score_responses(
     """
     try:
         candidates = [scorer.split(response) for response in responses]
-        return list(scorer.rank(problem, candidates).candidates)
+        return list(scorer.rank(problem, candidates, on_too_long=NULL).candidates)
     except COMPLETION_ERRORS:
         # one of them is at fault: find it
         return [_score_response(scorer, problem, response) for response in responses]
@@ -86,6 +87,6 @@ def _score_response(
     scorer: Scorer, problem: str, response: str
 ) -> StepScores | InputError | EngineError:
     try:
-        return scorer.score(problem, scorer.split(response))
+        return scorer.score(problem, scorer.split(response), on_too_long=NULL)
     except COMPLETION_ERRORS as error:
         return error

@@ -19,6 +19,7 @@ from typing import Any
 
 from prm_edge_runtime import scoring
 from prm_edge_runtime.errors import InputError
+from prm_edge_runtime.lengths import NULL
 from prm_edge_runtime.results import StepScores
 from prm_edge_runtime.scorer import Scorer
 
@@ -120,7 +121,7 @@ def step_spans(
 
     text = _decode(tokenizer, ids)
     steps = scorer.split(text)
-    scores = scorer.score(problem, steps).scores
+    scores = scorer.score(problem, steps, on_too_long=NULL).scores
     spans, at, start = [], 0, 0
     for index, (step, reward) in enumerate(zip(steps, scores, strict=True)):
         found = text.find(step, at)

@@ -1,8 +1,9 @@
-"""Keys and values of a session's tokens, kept so that forks share them and undo frees them.
+"""Keys and values of tokens, kept so that forks share them and undo frees them.
 
 Each node of a tree holds those of its own tokens and never changes; a run needs them as one buffer,
-which is filled from the nodes and kept between runs, so that the next step copies nothing.
-Shapes: L layers, G key/value heads, D head size, S tokens of a node, P room of a buffer.
+which is filled from the nodes and kept between runs, so that the next step copies nothing. What
+belongs to the same tokens from the start is the same to the bit, so token ids say what is there.
+Shapes: L layers, G key/value heads, D head size, S tokens of a node, N read positions, C logits.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import DecoderEngine
+from .engine import Cache, DecoderEngine
 
 _ROOM: Final = 64  # tokens; a buffer grows by doubling, in multiples of it
+_NO_IDS: Final = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Node:
     """A prompt (no parent), or one step after its parent's.
 
-    ``depth``: steps up to here. ``n_tokens``: tokens up to here. ``kv``: of its own tokens
-    (2L, G, S, D). Where nothing is cached there is ``step`` instead, and ``revised``: the scores
-    of all steps up to here, because there a step changes the scores of those before it.
+    ``depth``: steps up to here. ``n_tokens``: tokens up to here. ``ids``: its own tokens (S,), and
+    ``kv`` theirs (2L, G, S, D). ``logits``: of its last token (C,), None where nobody read it.
+    Where nothing is cached there is ``step`` instead, and ``revised``: the scores of all steps up
+    to here, because there a step changes the scores of those before it.
     """
 
     parent: Node | None = field(repr=False)
     depth: int
     n_tokens: int
     score: float = float("nan")
+    ids: NDArray[np.int64] = field(default_factory=lambda: _NO_IDS, repr=False)
     kv: NDArray[np.float32] | None = field(default=None, repr=False)
+    logits: NDArray[np.float32] | None = field(default=None, repr=False)
     step: str = ""
     revised: tuple[float, ...] | None = None
 
@@ -51,49 +56,71 @@ class Node:
 
 
 class Buffer:
-    """One row's cache with room to grow, filled with the path to a node. Not thread-safe."""
+    """One row's cache with room to grow, and the tokens that are in it. Not thread-safe."""
 
-    def __init__(self, engine: DecoderEngine) -> None:
-        self._cache = engine.new_cache(0)
-        self._path: list[Node] = []
+    def __init__(self, engine: DecoderEngine, tokens: int = 0) -> None:
+        self._engine = engine
+        self._cache: Cache = engine.new_cache(_rounded(tokens + 1))
+        self._ids = _NO_IDS
+
+    def shared(self, ids: NDArray[np.int64]) -> int:
+        """How many of these tokens are there already, from the first on."""
+        return common_length(self._ids, ids)
+
+    def lay(self, tip: Node) -> None:
+        """Bring in the tokens of the path to a node; those that are there already stay."""
+        self._reserve(tip.n_tokens)
+        for node in tip.path():
+            if np.array_equal(self._ids[node.start : node.n_tokens], node.ids):
+                continue
+            self._ids = np.concatenate([self._ids[: node.start], node.ids])
+            self._cache.kv[:, 0, :, node.start : node.n_tokens] = node.kv
 
     def run(
-        self, engine: DecoderEngine, tip: Node | None, ids: NDArray[np.int64], *, read: bool
+        self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run tokens after those of ``tip``; read the last one or none. (S,) -> (N, C)"""
-        past = tip.n_tokens if tip else 0
-        self._reserve(engine, past + len(ids) + 1)  # DecoderEngine.extend may add a token
-        self._lay(tip)
-        reads = np.array([len(ids) - 1] if read else [], dtype=np.int64)
-        return engine.extend(self._cache, past, ids, reads)
+        """Run tokens after the first ``past`` ones that are there. (S,), (N,) -> (N, C)"""
+        self._reserve(past + len(ids))
+        self._ids = self._ids[:past]  # and so it stays if the run fails
+        logits = self._engine.extend(self._cache, past, ids, reads)
+        self._ids = np.concatenate([self._ids, ids])
+        return logits
 
-    def take(self, parent: Node | None, n_tokens: int, score: float = float("nan")) -> Node:
-        """Make a node of the first ``n_tokens`` tokens of the last run, which followed parent."""
+    def take(
+        self,
+        parent: Node | None,
+        end: int,
+        *,
+        score: float = float("nan"),
+        logits: NDArray[np.float32] | None = None,
+    ) -> Node:
+        """Make a node of the tokens from the end of ``parent`` up to ``end``."""
         start = parent.n_tokens if parent else 0
-        node = Node(
+        return Node(
             parent=parent,
             depth=parent.depth + 1 if parent else 0,
-            n_tokens=start + n_tokens,
+            n_tokens=end,
             score=score,
-            kv=self._cache[:, 0, :, start : start + n_tokens].copy(),
+            ids=self._ids[start:end].copy(),
+            kv=self._cache.kv[:, 0, :, start:end].copy(),
+            logits=logits,
         )
-        self._path.append(node)
-        return node
 
-    def _reserve(self, engine: DecoderEngine, tokens: int) -> None:
-        room = self._cache.shape[3]
-        if tokens > room:
-            self._cache = engine.new_cache(-(-max(tokens, 2 * room) // _ROOM) * _ROOM)
-            self._path = []
+    def _reserve(self, tokens: int) -> None:
+        room = self._cache.kv.shape[3]
+        if tokens + 1 > room:  # DecoderEngine.extend may add a token
+            larger = self._engine.new_cache(_rounded(max(tokens + 1, 2 * room)))
+            held = len(self._ids)
+            larger.kv[:, :, :, :held] = self._cache.kv[:, :, :, :held]
+            self._cache = larger
 
-    def _lay(self, tip: Node | None) -> None:
-        # a node's depth is its place in the path, so that what is laid already is found at once
-        missing = []
-        at = tip
-        while at is not None and not (at.depth < len(self._path) and self._path[at.depth] is at):
-            missing.append(at)
-            at = at.parent
-        del self._path[at.depth + 1 if at else 0 :]
-        for node in reversed(missing):
-            self._cache[:, 0, :, node.start : node.n_tokens] = node.kv
-            self._path.append(node)
+
+def common_length(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _ROOM) * _ROOM

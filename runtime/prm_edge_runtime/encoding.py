@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -39,12 +39,15 @@ class _Layout:
     """A record laid out: ``runs``, and where each step is read.
 
     ``reads``: (index of a run of ids, offset in it). ``tags``: (index of a run of text, character
-    after the tag's last).
+    after the tag's last). ``slots``: (index of the run that a step's text ends, the slot's read).
+    ``prompt_end``: (index of a run, character after the prompt's last in it).
     """
 
     runs: list[Run]
     reads: list[tuple[int, int]]
     tags: list[tuple[int, int]]
+    slots: list[tuple[int, int]]
+    prompt_end: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +56,13 @@ class Encoded:
 
     ``ids``: int64 (T,). ``reads``: int64 (N,), strictly increasing positions in ``ids``, the one
     at index k scoring step k. Nothing after the last read is encoded: no score depends on it.
+    ``prompt_tokens``: how many of the first tokens depend on the problem alone, where that was
+    asked for.
     """
 
     ids: NDArray[np.int64]
     reads: NDArray[np.int64]
+    prompt_tokens: int = 0
 
 
 def check_text(text: object, what: str) -> str:
@@ -114,7 +120,10 @@ class _Pieces:
                 rest = (Tokens(ids=part.ids[cut:], text=""),) if part.ids[cut:] else ()
                 after_read = (*rest, *recipe.step[at + 1 :])
                 break
-        else:  # read at a tag: its text may join with any other, so nothing can be cut
+            if isinstance(part, Slot) and part.read == -1:
+                to_read, after_read = recipe.step[: at + 1], recipe.step[at + 1 :]
+                break
+        else:  # at a tag, whose text may join with any other, or before a step's end: no cut
             return cls(
                 opening=(), joined=recipe.prompt, to_read=(), after_read=(), incremental=False
             )
@@ -192,9 +201,10 @@ class RecipeEncoder:
     def _check_tag(self, tag: Tag) -> None:
         # after a word, as in a record: some tokenizers put a blank before the first
         ids = self._ids([f"x{tag.text}"])[0]
-        if ids[-1:] != [tag.id] or ids.count(tag.id) != 1:
+        if _occurrences(ids, tag.ids) != [len(ids) - len(tag.ids)]:
             raise RecipeError(
-                f"the recipe expects {tag.text!r} to end as token {tag.id}, but this tokenizer "
+                f"the recipe expects {tag.text!r} to end as token "
+                f"{', '.join(map(str, tag.ids))}, but this tokenizer "
                 f"encodes it as {ids[-3:]}; use the tokenizer the model was trained with"
             )
 
@@ -227,12 +237,20 @@ class RecipeEncoder:
         """
         problem, steps = check_text(problem, "problem"), check_steps(steps)
         _check_size(len(problem) + sum(map(len, steps)))
+        if self.recipe.split.separator is None and len(steps) > 1:
+            raise InputError(_one_step(len(steps)))
         layout = self._layout(self._filled(problem, steps))
         pieces, encodings = self._encode_runs(layout.runs)
         starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
         ids = np.array([i for piece in pieces for i in piece], dtype=np.int64)
-        found = [*layout.reads, *self._tag_reads(layout, encodings)]
+        found = [
+            *layout.reads,
+            *self._tag_reads(layout, encodings),
+            *_slot_reads(layout, pieces),
+        ]
         reads = np.array([starts[run] + offset for run, offset in found], dtype=np.int64)
+        if len(reads) and reads[0] < 0:
+            raise InputError(NOTHING_TO_READ)
         if len(reads) != len(steps):
             raise RecipeError(f"{len(reads)} read positions for {len(steps)} steps")
         end = int(reads[-1]) + 1 if len(reads) else len(ids)
@@ -256,6 +274,16 @@ class RecipeEncoder:
         _check_size(len(problem))
         return self._encode_parts(_section(self._pieces.opening, problem))
 
+    def prompt_tokens(self, problem: str, encoded: Encoded) -> int:
+        """How many tokens of a record depend on its problem alone."""
+        if self.incremental:
+            return len(self.encode_prompt(problem))
+        # where text is joined, the end of the prompt may become other tokens before a step
+        bare = self.encode(problem, []).ids
+        n = min(len(bare), len(encoded.ids))
+        differs = np.flatnonzero(bare[:n] != encoded.ids[:n])
+        return int(differs[0]) if len(differs) else n
+
     def encode_step(self, step: str, *, problem: str | None = None) -> NDArray[np.int64]:
         """Encode what follows the read position of the step before, up to this step's. -> (T,)
 
@@ -273,6 +301,8 @@ class RecipeEncoder:
                 "joins the next one's or its score is read first; encode the whole record"
             )
         step = check_text(step, "step")
+        if problem is None and self.recipe.split.separator is None:
+            raise InputError(_one_step(2))
         if problem is None:
             before = [*_rest(self._pieces.after_read, ""), *_section(self.recipe.between, "")]
         else:
@@ -281,7 +311,9 @@ class RecipeEncoder:
         return self._encode_parts([*before, *_section(self._pieces.to_read, step)])
 
     def _encode_parts(self, filled: Iterable[Filled]) -> NDArray[np.int64]:
-        pieces, _ = self._encode_runs(self._layout(filled).runs)
+        layout = self._layout(filled)
+        pieces, _ = self._encode_runs(layout.runs)
+        _slot_reads(layout, pieces)
         return np.array([i for piece in pieces for i in piece], dtype=np.int64)
 
     def _encode_runs(self, runs: list[Run]) -> tuple[list[Sequence[int]], dict[int, Any]]:
@@ -307,10 +339,16 @@ class RecipeEncoder:
         found: list[tuple[int, int]] = []
         for run, encoding in encodings.items():
             ends = {end for at, end in layout.tags if at == run}
-            hits = [k for k, token in enumerate(encoding.ids) if token == self._tag.id]
-            if len(hits) != len(ends) or any(encoding.offsets[k][1] not in ends for k in hits):
+            hits = _occurrences(encoding.ids, self._tag.ids)
+            if self._tag.then and run == layout.prompt_end[0]:
+                hits = [k for k in hits if encoding.offsets[k][0] >= layout.prompt_end[1]]
+            last = len(self._tag.then)
+            if len(hits) != len(ends) or any(
+                encoding.offsets[k + last][1] not in ends for k in hits
+            ):
                 raise InputError(
-                    f"the tag {self._tag.text!r} after each step is token {self._tag.id}, found "
+                    f"the tag {self._tag.text!r} after each step is token "
+                    f"{', '.join(map(str, self._tag.ids))}, found "
                     f"{len(hits)} times where {len(ends)} belong: a step is empty, merges with its "
                     "tag or spells one; change or leave out that step"
                 )
@@ -327,9 +365,15 @@ class RecipeEncoder:
             )
 
     def _layout(self, filled: Iterable[Filled]) -> _Layout:
-        layout = _Layout(runs=[], reads=[], tags=[])
+        runs: list[Run] = []
+        layout = _Layout(runs=runs, reads=[], tags=[], slots=[], prompt_end=(0, 0))
         joined = self.recipe.encode != "separate"
+        sections = 0
         for part, text, opens in filled:
+            sections += opens
+            if opens and sections == 2:
+                end = runs[-1] if runs else ""
+                layout = replace(layout, prompt_end=(len(runs) - 1, len(end)))
             if isinstance(part, Tokens):
                 layout.runs.append(part.ids)
                 if part.read is not None:
@@ -343,9 +387,11 @@ class RecipeEncoder:
                 layout.runs.append(text)
             if isinstance(part, Tag):
                 layout.tags.append((len(layout.runs) - 1, len(layout.runs[-1])))
+            if isinstance(part, Slot) and part.read is not None:
+                layout.slots.append((len(layout.runs) - 1, part.read))
         if self.recipe.encode == "trimmed":
             stripped = [run.strip() if isinstance(run, str) else run for run in layout.runs]
-            return _Layout(runs=stripped, reads=layout.reads, tags=layout.tags)
+            return replace(layout, runs=stripped)
         return layout
 
     def _filled(self, problem: str, steps: list[str]) -> Iterator[Filled]:
@@ -364,8 +410,45 @@ class RecipeEncoder:
             InputTypeError, InputError: for text that is not text.
         """
         rule = self.recipe.split
-        pieces = check_text(response, "response").split(rule.separator)
+        whole = check_text(response, "response")
+        pieces = [whole] if rule.separator is None else whole.split(rule.separator)
         return [piece.strip() if rule.strip else piece for piece in pieces if piece.strip()]
+
+
+NOTHING_TO_READ: Final = (
+    "a step has no token at which its score could be read; write something in it, or leave it out"
+)
+
+
+def _one_step(count: int) -> str:
+    return (
+        f"this recipe scores a whole solution, given as one step; got {count}: join them as in the "
+        "response they were cut from"
+    )
+
+
+def _slot_reads(layout: _Layout, pieces: list[Sequence[int]]) -> list[tuple[int, int]]:
+    """Where steps are read that are read at their own tokens: (index of a run, offset in it).
+
+    The offset may be negative: then it counts back from the run's start.
+
+    Raises:
+        InputError: when a step has no token.
+    """
+    if any(not pieces[run] for run, _ in layout.slots):
+        raise InputError(NOTHING_TO_READ)
+    return [(run, len(pieces[run]) + read) for run, read in layout.slots]
+
+
+def _occurrences(ids: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
+    """Where ``wanted`` stands in ``ids``, from the left, without overlaps."""
+    found: list[int] = []
+    for at, token in enumerate(ids):
+        if token != wanted[0] or (found and at < found[-1] + len(wanted)):
+            continue
+        if tuple(ids[at : at + len(wanted)]) == wanted:
+            found.append(at)
+    return found
 
 
 def _check_size(characters: int) -> None:

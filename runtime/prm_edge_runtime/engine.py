@@ -6,6 +6,7 @@ Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,11 +16,26 @@ from numpy.typing import NDArray
 from . import contract
 from .errors import EngineError, PackageFormatError
 from .manifest import Variant
-from .ort import open_session
+from .ort import load_onnxruntime, open_session
 
 # GroupQueryAttention takes another path for a query tile of one row, whose last bits differ, and
 # quantized layers amplify them. A run never has a length of 1 modulo this.
 TILE: Final = 16
+# Tokens of one run, padding included: what bounds memory whatever a record holds. A longer record
+# goes through its cache in pieces, which was faster too, by up to a quarter (benchmarks/plan.py).
+RUN_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cache:
+    """Room for one row's keys and values, bound to the graph once. One thread at a time.
+
+    ``kv`` (2 * layers, 1, heads, tokens, D) is the memory of the OrtValues that are both past and
+    present of a run, so that a run appends in place and nothing is copied between runs.
+    """
+
+    kv: NDArray[np.float32]
+    binding: Any
 
 
 class Engine(Protocol):
@@ -60,72 +76,97 @@ class DecoderEngine:
         self._session = session
         self._logits = logits
         self._kv_heads, self._head_dim = variant.kv_heads, variant.head_dim
-        empty = np.zeros((1, variant.kv_heads, 0, variant.head_dim), dtype=np.float32)
-        self._no_past = {
-            contract.past_name(layer, part): empty
-            for layer in range(variant.layers)
-            for part in ("key", "value")
-        }
+        parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
+        self._past_names = [contract.past_name(*at) for at in parts]
+        self._present_names = [contract.present_name(*at) for at in parts]
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
-        if len(ids) % TILE == 1:
-            # A token nobody reads, after all that are: causal, so it changes nothing before it.
-            ids = np.append(ids, ids[-1])
+        if len(ids) > RUN_TOKENS:
+            return self.extend(self.new_cache(len(ids) + 1), 0, ids, reads)
+        return self.run_rows([(ids, reads)])[0]
+
+    def run_rows(
+        self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> list[NDArray[np.float32]]:
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)"""
+        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+        width = _whole_tiles(int(lengths.max()))
+        # Padding comes after all that is read: causal, so it changes nothing before it.
+        padded = np.zeros((len(rows), width), dtype=np.int64)  # (B, S)
+        for row, (ids, _) in enumerate(rows):
+            padded[row, : len(ids)] = ids
+            padded[row, len(ids) :] = ids[-1]
+        reads = np.concatenate([row * width + at for row, (_, at) in enumerate(rows)])
+        shape = (len(rows), self._kv_heads, 0, self._head_dim)
         feeds = {
-            contract.INPUT_IDS.name: ids[None, :],
+            contract.INPUT_IDS.name: padded,
             contract.READS.name: reads,
-            contract.LAST_TOKEN.name: np.array([len(ids) - 1], dtype=np.int32),
-            contract.TOTAL_TOKENS.name: np.array(len(ids), dtype=np.int32),
-            **self._no_past,
+            contract.LAST_TOKEN.name: np.full(len(rows), width - 1, dtype=np.int32),
+            contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
+            **dict.fromkeys(self._past_names, np.zeros(shape, dtype=np.float32)),
         }
         (logits,) = _run(self._session, [contract.LOGITS.name], feeds)
-        return _shaped(logits, (len(reads), self._logits))
+        ends = np.cumsum([len(at) for _, at in rows])[:-1]
+        return list(np.split(_shaped(logits, (len(reads), self._logits)), ends))
 
-    def new_cache(self, tokens: int) -> NDArray[np.float32]:
-        """Room for the keys and values of ``tokens`` tokens. -> (2 * layers, 1, heads, P, D)"""
-        return np.zeros((len(self._no_past), 1, self._kv_heads, tokens, self._head_dim), np.float32)
+    def new_cache(self, tokens: int) -> Cache:
+        """Make room for the keys and values of ``tokens`` tokens, one or more."""
+        shape = (len(self._past_names), 1, self._kv_heads, tokens, self._head_dim)
+        kv = np.zeros(shape, dtype=np.float32)
+        value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        binding = self._session.io_binding()
+        # GroupQueryAttention appends where past and present are one buffer, and copies nothing
+        for past, present, memory in zip(self._past_names, self._present_names, kv, strict=True):
+            value = value_of(memory)
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        return Cache(kv=kv, binding=binding)
 
     def extend(
-        self,
-        cache: NDArray[np.float32],
-        past: int,
-        ids: NDArray[np.int64],
-        reads: NDArray[np.int64],
+        self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, C)
 
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
         """
-        if len(ids) % TILE == 1:
-            ids = np.append(ids, ids[-1])  # as in `run`; the next tokens overwrite its cache
-        total = past + len(ids)
+        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        for start in range(0, len(ids), RUN_TOKENS):
+            first, last = np.searchsorted(reads, (start, start + RUN_TOKENS))
+            piece = ids[start : start + RUN_TOKENS]
+            found = self._append(cache, past + start, piece, reads[first:last] - start)
+            logits[first:last] = found
+        return logits
+
+    def _append(
+        self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        width = _whole_tiles(len(ids))
+        total = past + width
+        # a token nobody reads, whose place in the cache the next run takes
+        tokens = np.append(ids, ids[-1:]) if width > len(ids) else ids
+        # a run without reads reads one and forgets it, so that the outputs are always the same
+        wanted = reads if len(reads) else np.array([len(ids) - 1], dtype=np.int64)
+        logits = np.empty((len(wanted), self._logits), dtype=np.float32)
         feeds = {
-            contract.INPUT_IDS.name: ids[None, :],
-            contract.READS.name: reads,
+            contract.INPUT_IDS.name: tokens[None, :],
+            contract.READS.name: wanted,
             contract.LAST_TOKEN.name: np.array([total - 1], dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
         }
-        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        if total > cache.kv.shape[3]:
+            raise EngineError(f"{total} tokens do not fit into a cache of {cache.kv.shape[3]}")
         try:
-            binding = self._session.io_binding()
             for name, value in feeds.items():
-                binding.bind_cpu_input(name, value)
-            # GroupQueryAttention appends where past and present are one buffer, and copies nothing
-            for layer in range(len(cache) // 2):
-                for at, part in enumerate(("key", "value")):
-                    where = _memory(cache[2 * layer + at])
-                    binding.bind_input(contract.past_name(layer, part), *where)
-                    binding.bind_output(contract.present_name(layer, part), *where)
-            if len(reads):
-                binding.bind_output(contract.LOGITS.name, *_memory(logits))
-            self._session.run_with_iobinding(binding)
+                cache.binding.bind_cpu_input(name, value)
+            cache.binding.bind_output(contract.LOGITS.name, *_memory(logits))
+            self._session.run_with_iobinding(cache.binding)
         except Exception as error:  # onnxruntime raises many unrelated types
             raise EngineError(
-                f"onnxruntime failed on a run of {len(ids)} tokens after {past}: {error}"
+                f"onnxruntime failed on a run of {width} tokens after {past}: {error}"
             ) from error
-        return logits
+        return logits[: len(reads)]
 
 
 class StatelessEngine:
@@ -156,6 +197,11 @@ class StatelessEngine:
         (logits,) = _run(self._session, [contract.TOKEN_LOGITS.name], used)
         everywhere = _shaped(logits, (1, len(ids), self._logits))
         return np.ascontiguousarray(everywhere[0, reads])
+
+
+def _whole_tiles(tokens: int) -> int:
+    """The length at which so many tokens are run."""
+    return tokens + (tokens % TILE == 1)
 
 
 def _check(given: Sequence[Any], expected: Sequence[contract.Tensor], variant: str) -> None:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from . import cuda
 from .errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
 
 if TYPE_CHECKING:
@@ -80,7 +81,26 @@ def cuda_available() -> bool:
     return PROVIDERS["cuda"] in load_onnxruntime().get_available_providers()
 
 
-def open_session(path: Path, *, device: str, threads: int) -> onnxruntime.InferenceSession:
+def nodes_by_provider(path: Path, *, device: str) -> dict[str, int]:
+    """Open a graph and count the nodes that each provider really got.
+
+    Empty where this onnxruntime does not report it (before 1.24).
+
+    Raises:
+        DeviceError, EngineError: as :func:`open_session`.
+    """
+    session = open_session(path, device=device, threads=1, record_assignment=True)
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    counts: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    return counts
+
+
+def open_session(
+    path: Path, *, device: str, threads: int, record_assignment: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device asked for; there is no fallback.
 
     Raises:
@@ -90,23 +110,34 @@ def open_session(path: Path, *, device: str, threads: int) -> onnxruntime.Infere
     ort = load_onnxruntime()
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
+        mend = cuda.clash() or f"run pip uninstall onnxruntime, then {cuda.GPU_COMMAND}"
         raise DeviceError(
             f"device {device!r} needs {provider}, which this onnxruntime {ort.__version__} does "
-            f"not have (it has {', '.join(ort.get_available_providers())}); "
-            "run pip uninstall onnxruntime, then pip install 'prm-edge[gpu]'"
+            f"not have (it has {', '.join(ort.get_available_providers())}); {mend}"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors come back as exceptions; a library never prints
     # Without it uint8 x int8 products saturate on x86 CPUs that lack VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    if record_assignment:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        ort.preload_dlls()
+        cuda.preload(ort)
+        missing = cuda.missing_libraries(cuda.wanted_major(ort))
+        if missing:
+            raise DeviceError(f"device {device!r} cannot be had: {cuda.explain(ort, missing)}")
     try:
         # Its own fallback would print, and go on elsewhere, here and whenever a run fails.
         session = ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises many unrelated types
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise DeviceError(
+                f"device {device!r} was asked for, but onnxruntime {ort.__version__} would run "
+                f"part of {path} on the CPU: the provider could not start (driver, GPU), or has no "
+                "kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
+            ) from error
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
     actual = session.get_providers()
     if actual[:1] != [provider]:

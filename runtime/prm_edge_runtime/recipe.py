@@ -29,7 +29,9 @@ UNIT: Final = (0.0, 1.0)
 SCORE_KINDS: Final[dict[str, tuple[int | None, tuple[float, float] | None, float]]] = {
     "softmax": (None, UNIT, 0.5),
     "difference": (None, (-1.0, 1.0), 0.0),
+    "classes": (None, UNIT, 0.5),
     "sigmoid": (1, UNIT, 0.5),
+    "mean_sigmoid": (None, UNIT, 0.5),
     "raw": (1, None, 0.0),
 }
 # aggregate -> whether it only makes sense for scores in [0, 1]
@@ -75,28 +77,40 @@ class Tokens:
 class Slot:
     """The place of the problem or of one step. Its text never yields an added token.
 
-    ``strip`` removes whitespace at both ends of what fills it.
+    ``strip`` removes whitespace at both ends of what fills it. ``read``, of a step: the score is
+    read at this token counted from the end of its text, -1 for the last.
     """
 
     name: str
     strip: bool = False
+    read: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"slot": self.name, **({"strip": True} if self.strip else {})}
+        data: dict[str, Any] = {"slot": self.name, **({"strip": True} if self.strip else {})}
+        if self.read is not None:
+            data["read"] = self.read
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
     """Literal text, encoded as one string with its neighbours, whose last token must be ``id``.
 
-    The score is read there. A record in which a tag becomes anything else is refused.
+    The score is read there. A record in which a tag becomes anything else is refused. ``then``:
+    tokens of the text after ``id``; such a tag may also stand in the prompt.
     """
 
     text: str
     id: int
+    then: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens that the text must end with."""
+        return (self.id, *self.then)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tag": self.text, "id": self.id}
+        return {"tag": self.text, "id": self.id, **({"then": list(self.then)} if self.then else {})}
 
 
 Part = Text | Tokens | Slot | Tag
@@ -106,10 +120,11 @@ Part = Text | Tokens | Slot | Tag
 class Split:
     """How a raw response becomes steps: cut at ``separator``, drop what is only whitespace.
 
-    ``strip`` removes whitespace at both ends of each step.
+    ``strip`` removes whitespace at both ends of each step. Without a separator a whole solution
+    is one step, and a record of several is refused.
     """
 
-    separator: str
+    separator: str | None
     strip: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,12 +136,16 @@ class Score:
     """How the logits (C,) read at one step become its score.
 
     ``softmax``: softmax over all C, entry ``good``. ``difference``: softmax entry ``good`` minus
-    entry ``bad``. ``sigmoid`` and ``raw``: of the only logit.
+    entry ``bad``. ``classes``: the sum of the softmax entries ``valid``, and beside it entry
+    ``redundant``, if there is one. ``sigmoid`` and ``raw``: of the only logit. ``mean_sigmoid``:
+    the mean of the sigmoids of all C.
     """
 
     kind: str
     good: int = 0
     bad: int = 0
+    valid: tuple[int, ...] = ()
+    redundant: int | None = None
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -139,6 +158,10 @@ class Score:
             data["good"] = self.good
         if self.kind == "difference":
             data["bad"] = self.bad
+        if self.kind == "classes":
+            data["valid"] = list(self.valid)
+            if self.redundant is not None:
+                data["redundant"] = self.redundant
         return data
 
 
@@ -223,9 +246,12 @@ def _part(data: object, where: str, problems: Problems) -> Part:
         ids = fields.list_of("tokens", int, "integers")
         part = Tokens(ids=ids, text=fields.text("spelled"), read=read)
     elif fields.has("slot"):
-        part = Slot(name=fields.choice("slot", SLOTS), strip=fields.boolean("strip", False))
+        read = fields.integer("read") if fields.has("read") else None
+        name = fields.choice("slot", SLOTS)
+        part = Slot(name=name, strip=fields.boolean("strip", False), read=read)
     elif fields.has("tag"):
-        part = Tag(text=fields.text("tag"), id=fields.integer("id", minimum=0))
+        then = fields.list_of("then", int, "integers", [])
+        part = Tag(text=fields.text("tag"), id=fields.integer("id", minimum=0), then=then)
     else:
         problems.add(where, "must have one of the keys text, tokens, slot, tag")
         return Text(text="?")
@@ -242,7 +268,10 @@ def _parts(fields: Fields, key: str) -> tuple[Part, ...]:
 
 def _split(fields: Fields) -> Split:
     inner = Fields(fields.objects("split"), f"{fields.where}.split", fields.problems)
-    split = Split(separator=inner.text("separator"), strip=inner.boolean("strip", True))
+    whole = inner.has("separator") and inner.null("separator")
+    split = Split(
+        separator=None if whole else inner.text("separator"), strip=inner.boolean("strip", True)
+    )
     inner.finish()
     return split
 
@@ -251,12 +280,17 @@ def _score(fields: Fields) -> Score:
     inner = Fields(fields.objects("score"), f"{fields.where}.score", fields.problems)
     kind = inner.choice("kind", tuple(SCORE_KINDS))
     good = bad = 0
+    valid: tuple[int, ...] = ()
+    redundant = None
     if kind in ("softmax", "difference"):
         good = inner.integer("good", minimum=0)
     if kind == "difference":
         bad = inner.integer("bad", minimum=0)
+    if kind == "classes":
+        valid = inner.list_of("valid", int, "integers")
+        redundant = inner.integer("redundant", minimum=0) if inner.has("redundant") else None
     inner.finish()
-    return Score(kind=kind, good=good, bad=bad)
+    return Score(kind=kind, good=good, bad=bad, valid=valid, redundant=redundant)
 
 
 def validate(recipe: Recipe, *, where: str = "recipe") -> None:
@@ -274,7 +308,7 @@ def validate(recipe: Recipe, *, where: str = "recipe") -> None:
 def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
     if not recipe.family:
         problems.add(f"{where}.family", "must not be empty")
-    if not recipe.split.separator:
+    if recipe.split.separator == "":
         problems.add(f"{where}.split.separator", "must not be empty")
     for key in ("prompt", "between", "step"):
         parts: tuple[Part, ...] = getattr(recipe, key)
@@ -286,8 +320,13 @@ def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
                 problems.add(at, "text must not hold a lone surrogate")
             if isinstance(part, Tag) and (key != "step" or recipe.encode != "joint"):
                 problems.add(at, "a tag belongs in step, and needs encode 'joint'")
+            if isinstance(part, Tag) and any(token < 0 for token in part.then):
+                problems.add(at, "then must hold ids, each 0 or more")
             if isinstance(part, Tokens):
                 _validate_tokens(part, key, at, problems)
+            if isinstance(part, Slot) and part.read is not None:
+                following = parts[index + 1] if index + 1 < len(parts) else None
+                _validate_slot_read(recipe, part, following, at, problems)
         slots = [part.name for part in parts if isinstance(part, Slot)]
         expected = {"prompt": ["problem"], "between": [], "step": ["step"]}[key]
         if slots != expected:
@@ -295,10 +334,24 @@ def _validate_layout(recipe: Recipe, where: str, problems: Problems) -> None:
     reads = [
         part
         for part in recipe.step
-        if isinstance(part, Tag) or (isinstance(part, Tokens) and part.read is not None)
+        if isinstance(part, Tag) or (isinstance(part, Tokens | Slot) and part.read is not None)
     ]
     if len(reads) != 1:
         problems.add(f"{where}.step", f"must have exactly one read position, got {len(reads)}")
+
+
+def _validate_slot_read(
+    recipe: Recipe, part: Slot, following: Part | None, at: str, problems: Problems
+) -> None:
+    if part.name != "step" or part.read is None or part.read >= 0:
+        problems.add(at, "only the slot of the step may have a read position, -1 or lower")
+    if following is not None and not isinstance(following, Tokens):
+        problems.add(at, "a slot that is read must end its part of the text")
+    if recipe.encode not in ("separate", "sections") and recipe.split.separator is not None:
+        problems.add(
+            at,
+            "a slot that is read needs encode 'separate' or 'sections', or solutions of one step",
+        )
 
 
 def _is_unicode(text: str) -> bool:
@@ -331,6 +384,15 @@ def _validate_score(recipe: Recipe, where: str, problems: Problems) -> None:
             problems.add(f"{where}.score", f"index outside the {recipe.logits} logits")
     if recipe.score.kind == "difference" and recipe.score.good == recipe.score.bad:
         problems.add(f"{where}.score", "good and bad must differ")
+    if recipe.score.kind == "classes":
+        named = {*recipe.score.valid, recipe.score.redundant or 0}
+        if not named <= set(range(recipe.logits)):
+            problems.add(f"{where}.score", f"index outside the {recipe.logits} logits")
+        count = len(set(recipe.score.valid))
+        if count != len(recipe.score.valid) or not 0 < count < recipe.logits:
+            problems.add(
+                f"{where}.score", "valid must name some of the classes, not all, each once"
+            )
     for name in recipe.aggregates:
         if name not in AGGREGATES:
             problems.add(f"{where}.aggregates", f"unknown {name!r}; known: {', '.join(AGGREGATES)}")

@@ -9,28 +9,35 @@ from . import scoring
 
 SCORED: Final = "scored"
 TOO_LONG: Final = "too_long"
-STATUSES: Final = (SCORED, TOO_LONG)
+WINDOWED: Final = "windowed"
+OUT_OF_DOMAIN: Final = "out_of_domain"
+STATUSES: Final = (SCORED, TOO_LONG, WINDOWED, OUT_OF_DOMAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepScores:
     """Scores of one solution, one entry per step given.
 
-    ``scores``: in the recipe's range, None where ``status`` is not ``scored``.
-    ``status``: ``scored``, or ``too_long`` for a step that ends beyond the package's limit.
-    ``threshold``: a score below it counts as an error. ``n_tokens``: length of the whole record;
+    ``scores``: in the recipe's range, None where ``status`` is ``too_long`` or ``out_of_domain``.
+    ``status``: ``scored``; ``too_long`` for a step that ends beyond the package's limit;
+    ``windowed`` for one that was scored with the problem and only the last steps before it; or
+    ``out_of_domain`` where the embedded default cannot judge the record. ``threshold``: a score
+    below it counts as an error. ``redundancy``: how redundant each step is, None where the recipe
+    does not say. ``n_tokens``: length of the whole record;
     ``n_tokens_run``: tokens the model really ran for it, without those that it shares with another
-    candidate run before it. ``default_aggregate``: the recipe's own.
+    record run before it; results may be equal whatever was run. ``default_aggregate``: the
+    recipe's own.
     """
 
     scores: tuple[float | None, ...]
     status: tuple[str, ...]
     threshold: float
     n_tokens: int
-    n_tokens_run: int
+    n_tokens_run: int = field(compare=False)
     aggregates: tuple[str, ...]
     default_aggregate: str
     logits: tuple[tuple[float, ...] | None, ...] = field(repr=False)
+    redundancy: tuple[float | None, ...] | None = None
 
     @property
     def first_error(self) -> int | None:
@@ -79,7 +86,8 @@ def rank(candidates: tuple[StepScores, ...], by: str) -> Ranking:
     known = [index for index, value in enumerate(values) if value is not None]
     missing = [index for index, value in enumerate(values) if value is None]
     # sorted() is stable, so equal values keep the order in which they were given
-    ordered = sorted(known, key=lambda index: -(values[index] or 0.0)) + missing
+    ordered = sorted(known, key=lambda i: scoring.order_key(candidates[i].scores, by, values[i]))
+    ordered += missing
     sound = [index for index in ordered if candidates[index].verdict == scoring.SOUND]
     return Ranking(
         candidates=candidates,

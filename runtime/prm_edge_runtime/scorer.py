@@ -5,31 +5,37 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
-from .candidates import run_candidates
+from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
 from .errors import (
     ConfigError,
     DeviceError,
     EngineError,
+    InputError,
     InputTypeError,
     PackageNotFoundError,
     VariantError,
 )
+from .lengths import ERROR, NULL, Part, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
+from .prefixes import PrefixCache, PrefixCounters, limit_bytes
 from .recipe import Recipe
-from .results import SCORED, TOO_LONG, Ranking, StepScores
+from .results import OUT_OF_DOMAIN, TOO_LONG, Ranking, StepScores
 from .results import rank as rank_scores
+from .runs import run_records
 from .session import CachedTrack, RescoredTrack, Session, Track
 
 logger = logging.getLogger("prm_edge")
@@ -37,6 +43,23 @@ logger = logging.getLogger("prm_edge")
 DEVICES: Final = ("auto", "cpu", "cuda")
 PACKAGE_VARIABLE: Final = "PRM_EDGE_PACKAGE"
 DEVICE_VARIABLE: Final = "PRM_EDGE_DEVICE"
+EMBEDDED: Final = "embedded"
+# What `score_many` looks at before it runs it: enough to find records that belong together.
+AHEAD_RECORDS: Final = 256
+AHEAD_TOKENS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A record that is ready to be run, in parts where it is too long for one.
+
+    ``missing``: the status of steps that no part scores.
+    """
+
+    encoded: Encoded
+    parts: Sequence[Part]
+    prompt_tokens: int
+    missing: str = TOO_LONG
 
 
 class Scorer:
@@ -46,15 +69,27 @@ class Scorer:
     (``argument``, ``PRM_EDGE_PACKAGE`` or ``embedded``).
     """
 
-    def __init__(self, package: Package, variant: Variant, engine: Engine, source: str) -> None:
+    def __init__(
+        self,
+        package: Package,
+        variant: Variant,
+        engine: Engine,
+        source: str,
+        domain: Domain | None = None,
+        *,
+        prefix_cache_mb: float = 0,
+    ) -> None:
         self.package: Final = package
         self.source: Final = source
         self.recipe: Final[Recipe] = package.manifest.recipe
         self.max_tokens: Final = package.manifest.max_tokens
         self.threshold: Final = package.manifest.threshold(variant.name)
+        self._domain = domain
         self._variant = variant
         self._engine: Engine | None = engine
         self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
+        limit = limit_bytes(prefix_cache_mb)
+        self._prefixes = PrefixCache(limit) if limit and isinstance(engine, DecoderEngine) else None
 
     @classmethod
     def load(
@@ -66,6 +101,8 @@ class Scorer:
         threads: int | None = None,
         verify: str = "auto",
         self_test: bool = False,
+        force: bool = False,
+        prefix_cache_mb: float = 0,
     ) -> Scorer:
         """Open a package and its best variant for the device.
 
@@ -77,6 +114,10 @@ class Scorer:
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
             self_test: score the package's stored cases first and compare with torch's scores.
+            force: with the embedded default, score what is plainly outside its domain too;
+                without it such records get None and the status ``out_of_domain``.
+            prefix_cache_mb: memory for what calls after this one may have in common with those
+                before, 0 for none. Changes no score; see :attr:`prefix_cache`.
 
         Raises:
             PackageError: no such package, damaged files, or no variant for this device.
@@ -84,19 +125,26 @@ class Scorer:
             ConfigError: an option or environment variable with an impossible value.
             SelfTestError: this machine does not reproduce the stored scores.
         """
+        limit_bytes(prefix_cache_mb)  # refuse before any work is done
         where, source = _package_path(path)
         package = open_package(where, verify=verify)
         asked = _device(device)
         chosen = _choose(package, asked, variant)
+        options: dict[str, Any] = {
+            "threads": threads,
+            "source": source,
+            "force": force,
+            "prefix_cache_mb": prefix_cache_mb,
+        }
         try:
-            scorer = cls.from_package(package, chosen, threads=threads, source=source)
+            scorer = cls.from_package(package, chosen, **options)
         except (DeviceError, EngineError) as error:
             has = {other.device for other in package.manifest.variants}
             if asked != "auto" or variant is not None or chosen.device == "cpu" or "cpu" not in has:
                 raise
             logger.warning("device auto: %s cannot be used (%s); taking cpu", chosen.device, error)
             chosen = choose_variant(package.manifest, device="cpu", name=None)
-            scorer = cls.from_package(package, chosen, threads=threads, source=source)
+            scorer = cls.from_package(package, chosen, **options)
         if chosen.proof.get("allowed_drift"):
             logger.warning(
                 "variant %s of %s was exported with --allow-drift: its scores differ from "
@@ -116,6 +164,8 @@ class Scorer:
         *,
         threads: int | None = None,
         source: str = "argument",
+        force: bool = False,
+        prefix_cache_mb: float = 0,
     ) -> Scorer:
         """Run one variant of a package that is open already.
 
@@ -129,7 +179,9 @@ class Scorer:
             logits=package.manifest.recipe.logits,
             threads=ort.thread_count(threads),
         )
-        return cls(package, variant, engine, source)
+        # who names a package knows what it is for; who takes the default may not
+        domain = embedded_domain(package) if source == EMBEDDED and not force else None
+        return cls(package, variant, engine, source, domain, prefix_cache_mb=prefix_cache_mb)
 
     @property
     def device(self) -> str:
@@ -141,56 +193,65 @@ class Scorer:
         """The name of the variant that runs."""
         return self._variant.name
 
-    def score(self, problem: str, steps: Sequence[str]) -> StepScores:
+    @property
+    def prefix_cache(self) -> PrefixCounters:
+        """How often the prefix cache helped, and what it holds; zeros where there is none."""
+        return self._prefixes.counters if self._prefixes else PrefixCounters()
+
+    def score(self, problem: str, steps: Sequence[str], *, on_too_long: str = ERROR) -> StepScores:
         """Score every step of one solution.
 
-        A step that ends beyond ``max_tokens`` gets None and the status ``too_long``; the steps
-        before it keep their scores where the model is causal.
+        Args:
+            on_too_long: what to do when a step ends beyond ``max_tokens``: ``error``; ``null``, no
+                score from there on (nor before, where the model is not causal); or ``window``, the
+                rest is scored with the problem and the steps just before it. ``status`` says which.
 
         Raises:
             InputTypeError: for one string instead of a list; cut it with :meth:`split`.
-            InputError: for text that cannot be encoded.
+            InputError: for text that cannot be encoded, and for a step beyond ``max_tokens``.
+            ConfigError: when there is no such policy.
             EngineError: when the model fails or returns a number that is none.
         """
-        encoded = self._encoder.encode(problem, steps)
-        engine = self._open_engine()
-        fitting = self._fitting(encoded)
-        # without causality every score depends on the whole record
-        cut = len(fitting.reads) < len(encoded.reads)
-        if not len(fitting.reads) or (cut and not engine.causal):
-            return self._result(encoded, np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
-        return self._result(encoded, engine.run(fitting.ids, fitting.reads), len(fitting.ids))
+        policy = check_policy(on_too_long)
+        return self._run([self._prepared(problem, steps, policy)])[0]
 
-    def _fitting(self, encoded: Encoded) -> Encoded:
-        """Cut a record after the last read position within the limit."""
-        count = int(np.searchsorted(encoded.reads, self.max_tokens))
-        end = int(encoded.reads[count - 1]) + 1 if count else 0
-        return Encoded(ids=encoded.ids[:end], reads=encoded.reads[:count])
+    def outside(self, problem: str, steps: Sequence[str]) -> str | None:
+        """Why a record is plainly outside what the embedded default can judge; None if it is not.
 
-    def _result(self, encoded: Encoded, logits: NDArray[np.float32], n_run: int) -> StepScores:
-        scores = scoring.scores_from_logits(logits, self.recipe.score)
-        missing = len(encoded.reads) - len(scores)
-        return StepScores(
-            scores=(*(float(score) for score in scores), *(None,) * missing),
-            status=(SCORED,) * len(scores) + (TOO_LONG,) * missing,
-            threshold=self.threshold,
-            n_tokens=len(encoded.ids),
-            n_tokens_run=n_run,
-            aggregates=self.recipe.aggregates,
-            default_aggregate=self.recipe.aggregate,
-            logits=(*(tuple(map(float, row)) for row in logits), *(None,) * missing),
-        )
+        Always None for a package that was named, and with ``force``.
+        """
+        return None if self._domain is None else self._domain.outside(problem, steps)
 
-    def score_many(self, items: Iterable[tuple[str, Sequence[str]]]) -> list[StepScores]:
+    def score_many(
+        self, items: Iterable[tuple[str, Sequence[str]]], *, on_too_long: str = ERROR
+    ) -> list[StepScores]:
         """Score several solutions, in order, with the same numbers as one by one.
 
+        What records near each other have in common is run once, and short ones are run together.
+        Memory is bounded: a few hundred records are looked at ahead, a few hundred tokens run.
+
         Raises:
-            InputTypeError, InputError, EngineError: as :meth:`score`, for the first bad item.
+            InputTypeError, InputError, ConfigError, EngineError: as :meth:`score`.
         """
-        return [self.score(*pair) for pair in _pairs(items)]
+        policy = check_policy(on_too_long)
+        found: list[StepScores] = []
+        ahead: list[_Prepared] = []
+        n_tokens = 0
+        for index, (problem, steps) in enumerate(_pairs(items)):
+            ahead.append(self._prepared(problem, steps, policy, f"item {index}: "))
+            n_tokens += len(ahead[-1].encoded.ids)
+            if len(ahead) >= AHEAD_RECORDS or n_tokens >= AHEAD_TOKENS:
+                found += self._run(ahead)
+                ahead, n_tokens = [], 0
+        return found + self._run(ahead)
 
     def rank(
-        self, problem: str, candidates: Sequence[Sequence[str]], by: str | None = None
+        self,
+        problem: str,
+        candidates: Sequence[Sequence[str]],
+        by: str | None = None,
+        *,
+        on_too_long: str = ERROR,
     ) -> Ranking:
         """Compare candidate solutions of one problem by an aggregate (the recipe's own if None).
 
@@ -198,35 +259,94 @@ class Scorer:
         is run once. Scores are those of :meth:`score`, to the bit.
 
         Raises:
-            InputTypeError, InputError, EngineError: as :meth:`score`.
-            ConfigError: when the recipe does not define the aggregate ``by``.
+            InputTypeError, InputError, EngineError: as :meth:`score`; also for no candidates.
+            ConfigError: when the recipe does not define the aggregate ``by``, or as :meth:`score`.
         """
         by = self.recipe.aggregate if by is None else by
         scoring.aggregate((), by, self.recipe.aggregates)  # refuse before any work is done
+        policy = check_policy(on_too_long)
         check_text(problem, "problem")
         if isinstance(candidates, str | bytes) or not isinstance(candidates, Sequence):
             raise InputTypeError(
                 f"candidates must be a list of lists of steps, got {type(candidates).__name__}"
             )
+        if not candidates:
+            raise InputError("there are no candidates to compare; pass one or more lists of steps")
         checked = [check_steps(c, f"candidates[{index}]") for index, c in enumerate(candidates)]
-        return rank_scores(self._score_candidates(problem, checked), by)
+        prepared = [
+            self._prepared(problem, steps, policy, f"candidates[{index}]: ")
+            for index, steps in enumerate(checked)
+        ]
+        return rank_scores(tuple(self._run(prepared)), by)
 
-    def _score_candidates(
-        self, problem: str, candidates: Sequence[Sequence[str]]
-    ) -> tuple[StepScores, ...]:
-        engine = self._open_engine()
-        if not isinstance(engine, DecoderEngine) or len(candidates) < 2:
-            return tuple(self.score(problem, steps) for steps in candidates)
-        encoded = [self._encoder.encode(problem, steps) for steps in candidates]
-        runs = run_candidates(
-            engine,
-            [self._fitting(record) for record in encoded],
-            prompt_tokens=len(self._encoder.encode_prompt(problem)),
-            logits=self.recipe.logits,
+    def _prepared(
+        self, problem: str, steps: Sequence[str], on_too_long: str, what: str = ""
+    ) -> _Prepared:
+        encoded = self._encoder.encode(problem, steps)
+        causal = self._open_engine().causal
+        if self.outside(problem, steps) is not None:
+            return _Prepared(encoded=encoded, parts=(), prompt_tokens=0, missing=OUT_OF_DOMAIN)
+        parts = fit(
+            self._encoder,
+            problem,
+            steps,
+            encoded,
+            max_tokens=self.max_tokens,
+            causal=causal,
+            on_too_long=on_too_long,
+            what=what,
         )
-        return tuple(
-            self._result(record, run.logits, run.n_tokens_run)
-            for record, run in zip(encoded, runs, strict=True)
+        prompt = self._encoder.prompt_tokens(problem, encoded) if self._prefixes else 0
+        return _Prepared(encoded=encoded, parts=parts, prompt_tokens=prompt)
+
+    def _run(self, prepared: Sequence[_Prepared]) -> list[StepScores]:
+        """Run every part of every record, and put their scores together."""
+        engine = self._open_engine()
+        records = [
+            replace(part.record, prompt_tokens=item.prompt_tokens)
+            for item in prepared
+            for part in item.parts
+        ]
+        if isinstance(engine, DecoderEngine):
+            width = self.recipe.logits
+            runs = run_records(engine, records, logits=width, prefixes=self._prefixes)
+            found = [(run.logits, run.n_tokens_run) for run in runs]
+        else:
+            found = [
+                (engine.run(record.ids, record.reads), len(record.ids))
+                if len(record.reads)
+                else (np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
+                for record in records
+            ]
+        each = iter(found)
+        return [self._result(item, [next(each) for _ in item.parts]) for item in prepared]
+
+    def _result(
+        self, item: _Prepared, found: Sequence[tuple[NDArray[np.float32], int]]
+    ) -> StepScores:
+        n_steps = len(item.encoded.reads)
+        scores: list[float | None] = [None] * n_steps
+        status = [item.missing] * n_steps
+        logits: list[tuple[float, ...] | None] = [None] * n_steps
+        redundancy: list[float | None] = [None] * n_steps
+        for part, (rows, _) in zip(item.parts, found, strict=True):
+            values = scoring.scores_from_logits(rows, self.recipe.score)
+            redundant = scoring.redundancy_from_logits(rows, self.recipe.score)
+            for index in range(part.context, len(rows)):
+                at = part.first + index
+                scores[at], status[at] = float(values[index]), part.status
+                logits[at] = tuple(map(float, rows[index]))
+                redundancy[at] = None if redundant is None else float(redundant[index])
+        return StepScores(
+            scores=tuple(scores),
+            status=tuple(status),
+            threshold=self.threshold,
+            n_tokens=len(item.encoded.ids),
+            n_tokens_run=sum(n_run for _, n_run in found),
+            aggregates=self.recipe.aggregates,
+            default_aggregate=self.recipe.aggregate,
+            logits=tuple(logits),
+            redundancy=None if self.recipe.score.redundant is None else tuple(redundancy),
         )
 
     def session(self, problem: str) -> Session:
@@ -247,11 +367,17 @@ class Scorer:
                 engine=self._open_decoder,
                 score=self.recipe.score,
                 max_tokens=self.max_tokens,
+                prefixes=self._prefixes,
             )
         else:
             track = RescoredTrack(
-                problem, encoder=self._encoder, score=self.score, max_tokens=self.max_tokens
+                problem,
+                encoder=self._encoder,
+                score=partial(self.score, on_too_long=NULL),
+                max_tokens=self.max_tokens,
             )
+        if self._domain is not None:
+            track = GuardedTrack(track, problem, self._domain)
         return Session(track, threshold=self.threshold)
 
     def split(self, response: str) -> list[str]:
@@ -275,7 +401,7 @@ class Scorer:
 
     def close(self) -> None:
         """Free the model. Scoring afterwards raises; closing twice does not."""
-        self._engine = None
+        self._engine = self._prefixes = None
 
     def _open_engine(self) -> Engine:
         engine = self._engine
@@ -319,7 +445,7 @@ def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLik
         return named, PACKAGE_VARIABLE
     embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
     if embedded.is_dir():
-        return embedded, "embedded"
+        return embedded, EMBEDDED
     raise PackageNotFoundError(
         "no package was named and this build embeds none; pass its folder, or set "
         f"{PACKAGE_VARIABLE}; make one with: prm-edge export CHECKPOINT"

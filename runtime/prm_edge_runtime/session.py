@@ -1,7 +1,7 @@
 """Live sessions: a solution that grows step by step, and runs only the tokens that are new.
 
 A session is the tip of a tree of steps (see :mod:`.cache`). ``undo`` goes to the parent and
-``fork`` takes the same tip, so neither copies anything. Imports numpy through :mod:`.cache` only.
+``fork`` takes the same tip, so neither copies anything.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
+
+import numpy as np
 
 from . import scoring
 from .cache import Buffer, Node
-from .encoding import RecipeEncoder, check_steps, check_text
+from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine
 from .errors import ConfigError, InputError, InputTypeError, SessionError
+from .prefixes import PrefixCache
 from .recipe import Score
 from .results import StepScores
+
+_NO_READS: Final = np.zeros(0, dtype=np.int64)
 
 
 class Track(Protocol):
@@ -52,12 +57,14 @@ class CachedTrack:
         engine: Callable[[], DecoderEngine],
         score: Score,
         max_tokens: int,
+        prefixes: PrefixCache | None,
     ) -> None:
         self._problem = problem
         self._encoder = encoder
         self._engine = engine
         self._score = score
         self._max_tokens = max_tokens
+        self._prefixes = prefixes
         self._spare: list[Buffer] = []  # one, or none while a thread has it
 
     def start(self) -> tuple[Node, int]:
@@ -67,13 +74,19 @@ class CachedTrack:
                 f"the problem alone takes {len(ids)} tokens of the {self._max_tokens} that this "
                 "package can score, which leaves none for a step; shorten the problem"
             )
-        engine = self._engine()
-        buffer = Buffer(engine)
-        if len(ids):
-            buffer.run(engine, None, ids, read=False)
-        node = buffer.take(None, len(ids))
+        buffer = Buffer(self._engine(), len(ids))
+        prompt = Encoded(ids=ids, reads=_NO_READS, prompt_tokens=len(ids))
+        node = self._prefixes.find(prompt) if self._prefixes and len(ids) else None
+        n_run = 0
+        if node is None:
+            buffer.run(0, ids, _NO_READS)
+            n_run = len(ids)
+            if self._prefixes and n_run:
+                node = self._prefixes.keep(prompt, buffer, {})
+        if node is None:
+            node = buffer.take(None, len(ids))
         self._spare = [buffer]
-        return node, len(ids)
+        return node, n_run
 
     def _take_buffer(self, engine: DecoderEngine) -> Buffer:
         try:
@@ -87,21 +100,17 @@ class CachedTrack:
         for ids in encoded:
             if tip.n_tokens + len(ids) > self._max_tokens:
                 raise _too_long(tip.n_tokens + len(ids), self._max_tokens)
-        engine = self._engine()
-        buffer = self._take_buffer(engine)
+        buffer = self._take_buffer(self._engine())
+        buffer.lay(tip)
         nodes = []
         for ids in encoded:
-            logits = buffer.run(engine, tip, ids, read=True)
+            end = tip.n_tokens + len(ids)
+            logits = buffer.run(tip.n_tokens, ids, np.array([len(ids) - 1]))
             score = float(scoring.scores_from_logits(logits, self._score)[0])
             nodes.append(
-                buffer.take(tip, len(ids), score)
+                buffer.take(tip, end, score=score)
                 if keep
-                else Node(
-                    parent=tip,
-                    depth=tip.depth + 1,
-                    n_tokens=tip.n_tokens + len(ids),
-                    score=score,
-                )
+                else Node(parent=tip, depth=tip.depth + 1, n_tokens=end, score=score)
             )
         self._spare = [buffer]
         return nodes, sum(map(len, encoded))
@@ -178,8 +187,8 @@ class Session:
         """Take a step; return its score, the one that a whole pass would give.
 
         Raises:
-            InputTypeError, InputError: for text that cannot be encoded, and for a step that ends
-                beyond ``max_tokens``; the session is as it was.
+            InputTypeError, InputError: for text that cannot be encoded, for a step that is blank,
+                and for one that ends beyond ``max_tokens``; the session is as it was.
             SessionError: when the session is closed, or in use in another thread.
             EngineError: when the model fails; the session is as it was.
         """
@@ -192,6 +201,8 @@ class Session:
             InputTypeError, InputError, SessionError, EngineError: as :meth:`add`.
         """
         checked = check_steps(steps)
+        for index, step in enumerate(checked):
+            _check_not_blank(step, f"steps[{index}]")
         with self._using() as tip:
             nodes, n_run = self._track.extend(tip, checked, keep=False)
             self._n_tokens_run += n_run
@@ -311,7 +322,8 @@ def add_many(pairs: Sequence[tuple[Session, str]]) -> list[float]:
             raise InputTypeError(
                 f"pairs[{index}] must be a pair (session, step), got {repr(pair)[:60]}"
             )
-        check_text(pair[1], "step" if len(pairs) == 1 else f"the step of pairs[{index}]")
+        what = "step" if len(pairs) == 1 else f"the step of pairs[{index}]"
+        _check_not_blank(check_text(pair[1], what), what)
         if any(pair[0] is session for session in sessions):
             raise SessionError(
                 f"pairs[{index}] names a session that was named before; fork() it for each step"
@@ -329,6 +341,14 @@ def add_many(pairs: Sequence[tuple[Session, str]]) -> list[float]:
             session._tip = taken[index]
             session._n_tokens_run += runs[index]
     return [taken[index].score for index in range(len(sessions))]
+
+
+def _check_not_blank(step: str, what: str) -> None:
+    # a file may hold one, and gets its score; nobody adds one on purpose
+    if not step.strip():
+        raise InputError(
+            f"{what} is blank, which is no step; the session is as it was: pass the text of a step"
+        )
 
 
 def _count(n: object) -> int:

@@ -153,6 +153,11 @@ class Fields:
     def has(self, key: str) -> bool:
         return key in self.data
 
+    def null(self, key: str) -> bool:
+        """Whether a key is there and null."""
+        self._read.add(key)
+        return key in self.data and self.data[key] is None
+
     def finish(self) -> None:
         """Report every key that was not read."""
         for key in self.data:

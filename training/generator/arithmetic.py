@@ -18,6 +18,8 @@ from .surface import make_style
 
 def _whole(context: Context) -> str:
     rng = context.rng
+    if rng.random() >= context.level:
+        return str(rng.randint(1, 10))
     kind = rng.random()
     if kind < 0.62:
         return str(rng.randint(1, 20))
@@ -47,7 +49,8 @@ def expression(context: Context) -> str:
     """A small numeric expression of the kinds school solutions hold."""
     rng = context.rng
     w, f = (lambda: _whole(context)), (lambda: _factor(context))
-    kind = rng.choices(range(13), (20, 20, 26, 14, 5, 6, 5, 4, 5, 6, 4, 3, 3))[0]
+    kinds = 4 if rng.random() >= context.level else 13
+    kind = rng.choices(range(kinds), (20, 20, 26, 14, 5, 6, 5, 4, 5, 6, 4, 3, 3)[:kinds])[0]
     if kind == 0:
         return f"{w()}+{w()}"
     if kind == 1:

@@ -39,6 +39,7 @@ class Line:
     good: bool | None
     error: str = "none"
     slip: int = -1  # character from which a wrong line is wrong, -1 where that is not one place
+    free: int = 0  # characters at its start that nothing before them determines
 
 
 def slip_at(text: str, wrong: str, right: str) -> int:
@@ -71,6 +72,7 @@ class Context:
     rng: random.Random
     split: Split = "train"
     used: list[str] = field(default_factory=list)
+    level: float = 1.0  # 0: sums of small numbers only; 1: of every kind
 
     def pick(self, pool: Sequence[T]) -> T:
         """Draw from the part of `pool` that this split owns: every fifth item is held out."""

@@ -147,9 +147,7 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
     render = money(context, style.math)
     out: list[Line] = []
     last = ""
-    # Bare sums teach the arithmetic with half the tokens; the sentences teach to find it.
-    bare = context.split == "train" and rng.random() < 0.45
-    for _ in range(lines_wanted or rng.randint(2, 6) + 3 * bare):
+    for _ in range(lines_wanted or rng.randint(2, 6)):
         text, good, error = chain(context), True, "none"
         right = text
         if rng.random() < error_chance:
@@ -158,14 +156,30 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
                 text, error, good = change[0], change[1], False
         last = text.rpartition("=")[2]
         frame = context.pick(FRAMES) if rng.random() < 0.8 else context.pick(GENERIC)
-        frame = "{e}" if bare else frame
         shown = frame.format(e=render(text), **people)
         # The numbers are free: only past the equals sign can a wrong one be seen.
         slip = (
             -1 if good else max(slip_at(shown, render(text), render(right)), shown.rfind("=") + 1)
         )
-        out.append(Line(shown, good, error, slip))
-    if not bare and rng.random() < 0.3 and re.fullmatch(r"[\d.]+", last):
+        out.append(Line(shown, good, error, slip, shown.find("=") + 1))
+    if rng.random() < 0.3 and re.fullmatch(r"[\d.]+", last):
         out.append(_ending(context, last, error_chance))
-    problem = context.pick(STARTS).format(**people) if not bare and rng.random() < 0.8 else ""
+    problem = context.pick(STARTS).format(**people) if rng.random() < 0.8 else ""
     return Solution(problem or "Work it out.", tuple(out), "story/sentences")
+
+
+def sums(context: Context, error_chance: float) -> Solution:
+    """Bare sums, one a line: the arithmetic with half the tokens of a sentence."""
+    rng = context.rng
+    style = make_style(context, numeric=True)
+    out: list[Line] = []
+    for _ in range(rng.randint(4, 10)):
+        text, good, error = chain(context), True, "none"
+        right = text
+        change = break_chain(rng, text) if rng.random() < error_chance else None
+        if change:
+            text, error, good = change[0], change[1], False
+        shown = style.math(text)
+        slip = max(slip_at(shown, shown, style.math(right)), shown.rfind("=") + 1)
+        out.append(Line(shown, good, error, -1 if good else slip, shown.find("=") + 1))
+    return Solution("Work it out.", tuple(out), "sums")

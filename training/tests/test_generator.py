@@ -11,6 +11,7 @@ import pytest
 from training.generator import ERRORS, FAMILIES, Context, draw, equations, stream, tutor
 from training.generator.algebra import AlgebraError, decimal, equivalent, parse, true_chain, value
 from training.generator.corrupt import break_chain, break_equation
+from training.generator.mixture import EARLY, LESSONS, weights
 from training.generator.surface import Style
 
 
@@ -124,6 +125,31 @@ def test_bare_linear_labels_follow_from_the_text_alone() -> None:
             assert equivalent(before, after) is line.good
             checked[bool(line.good)] += 1
     assert min(checked.values()) > 20
+
+
+def test_sums_are_labelled_by_what_they_say_and_taught_from_the_equals_sign() -> None:
+    checked = {True: 0, False: 0}
+    for seed in range(200):
+        for line in draw(Context(random.Random(seed)), "sums", 0.5).lines:
+            assert line.text[line.free - 1] == "="
+            plain = line.text.replace(" ", "")
+            if re.fullmatch(r"[\d.+\-*/()=]+", plain):
+                assert true_chain(plain) is line.good
+                checked[bool(line.good)] += 1
+    assert min(checked.values()) > 100
+
+
+def test_low_levels_draw_small_sums() -> None:
+    easy = [draw(Context(random.Random(seed), level=0.0), "sums", 0.0) for seed in range(50)]
+    numbers = [int(n) for s in easy for line in s.lines for n in re.findall(r"\d+", line.text)]
+    assert max(numbers) <= 400  # products and quotients of factors up to 40 by 10
+
+
+def test_weights_move_from_sums_to_the_mixture() -> None:
+    early, middle, late = weights(0.0), weights(0.25), weights(0.5)
+    assert list(EARLY.values()) == early[-1:] + early[:-1]
+    assert late == weights(1.0) == [w for _, w in (FAMILIES | LESSONS).values()]
+    assert all(min(a, c) <= b <= max(a, c) for a, b, c in zip(early, middle, late, strict=True))
 
 
 def test_same_answer_drafts_agree_and_cancel() -> None:

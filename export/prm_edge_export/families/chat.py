@@ -37,6 +37,25 @@ def build_reasonflux(request: Request) -> Recipe:
     return _chat(request, family="reasonflux-prm", system=None)
 
 
+# --- ActPRM and ActPRM-X (sail-sg/ActivePRM, examples/py_scripts/code_snippets.py): the texts of
+# Qwen2.5-Math-PRM with the tag that config.json names; the mean over the members of sigmoids.
+def build_actprm(request: Request) -> Recipe:
+    """The recipe of ActPRM."""
+    tag, index = request.config.get("rr_token", QWEN_TAG), request.config.get("rr_token_id")
+    if index is not None and index != request.files.added.get(str(tag)):
+        raise CheckpointError(
+            f"config.json gives rr_token {tag!r} the id {index!r}, the tokenizer "
+            f"{request.files.added.get(str(tag))}; use the tokenizer the model was trained with"
+        )
+    return _chat(
+        request,
+        family="actprm",
+        system=QWEN_SYSTEM,
+        tag_text=str(tag),
+        score=Score(kind="mean_sigmoid"),
+    )
+
+
 PROBLEM_MARK: Final = "\ue000problem\ue001"
 STEPS_MARK: Final = "\ue000steps\ue001"
 
@@ -65,32 +84,39 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     return str(rendered)
 
 
-def _chat(request: Request, *, family: str, system: str | None) -> Recipe:
+def _chat(
+    request: Request,
+    *,
+    family: str,
+    system: str | None,
+    tag_text: str = QWEN_TAG,
+    score: Score | None = None,
+) -> Recipe:
     if request.files.chat_template is None:
         raise CheckpointError(
             f"family {family} needs the checkpoint's chat template, and neither "
             "tokenizer_config.json nor chat_template.jinja has one"
         )
-    tag = request.files.added.get(QWEN_TAG)
+    tag = request.files.added.get(tag_text)
     if tag is None:
         raise CheckpointError(
-            f"the tokenizer has no token {QWEN_TAG!r} (a stock Qwen2.5 tokenizer names that id "
+            f"the tokenizer has no token {tag_text!r} (a stock Qwen2.5 tokenizer names that id "
             "<|quad_end|>); use the tokenizer of the PRM's own repository"
         )
     rendered = render(request.tokenizer, _messages(system, PROBLEM_MARK, STEPS_MARK))
     opening, _, _ = rendered.partition(STEPS_MARK)
     if opening.count(PROBLEM_MARK) != 1 or STEPS_MARK not in rendered:
         raise CheckpointError("the chat template does not insert the question and answer as given")
-    score = Score(kind="softmax", good=request.good)
+    score = score or Score(kind="softmax", good=request.good)
     return checked(
         Recipe(
             family=family,
             encode="joint",
             prompt=template_parts(opening, request.files.added),
             between=(),
-            step=(Slot(name="step"), Tokens(ids=(tag,), text=QWEN_TAG, read=0)),
+            step=(Slot(name="step"), Tokens(ids=(tag,), text=tag_text, read=0)),
             split=Split(separator="\n\n"),
-            logits=2,
+            logits=request.logits,
             score=score,
             aggregates=allowed_aggregates(score),
             aggregate="last",
@@ -120,10 +146,11 @@ def chat_reference(
     def encode(
         tokenizer: Any, recipe: Recipe, problem: str, steps: Sequence[str]
     ) -> tuple[list[int], list[int]]:
-        answer = "".join(step + QWEN_TAG for step in steps)
+        tag_text = next(part.text for part in recipe.step if isinstance(part, Tokens))
+        answer = "".join(step + tag_text for step in steps)
         text = render(tokenizer, _messages(system, problem, answer))
         ids = [int(i) for i in tokenizer(text)["input_ids"]]
-        tag = tokenizer.convert_tokens_to_ids(QWEN_TAG)
+        tag = tokenizer.convert_tokens_to_ids(tag_text)
         reads = [position for position, token in enumerate(ids) if token == tag]
         return ids[: reads[-1] + 1] if reads else ids, reads
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
-from prm_edge_runtime.recipe import Recipe, validate
+from prm_edge_runtime.recipe import Part, Recipe, Tokens, validate
 
 from ..tokenizer_files import TokenizerFiles
 
@@ -23,12 +23,17 @@ BAD_WORDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a recipe is built from: the tokenizer, and what was asked for or found out."""
+    """What a recipe is built from: the tokenizer, and what was asked for or found out.
+
+    ``logits``: how many numbers the head gives. ``config``: config.json, which nobody trusts.
+    """
 
     files: TokenizerFiles
     tokenizer: Any  # transformers' tokenizer, the reference
     separator: str | None
     good: int
+    logits: int = 2
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +41,13 @@ class Family:
     """One row: the ``heads`` it may have, its separator, and its two functions.
 
     ``detected``: recognised by its head; the others are named with ``--recipe``. ``model_types``:
-    the only ones it is published for, empty for any. ``good``: the logit of a good step, None when
-    the checkpoint's label names say. ``verdicts``: the words whose rows of the vocabulary are the
-    head. ``separator``: None when the family has none, :data:`ASK` when every checkpoint may have
-    its own, else the published one. ``reference`` encodes with transformers alone, as the family
-    was trained: (tokenizer, recipe, problem, steps) -> (ids, read positions).
+    the only ones it is published for, empty for any. ``marks``: added tokens that it has, and other
+    families with the same head do not. ``good``: the logit of a good step, None when the
+    checkpoint's label names say. ``verdicts``: the words (or ids) whose rows of the vocabulary are
+    the head. ``max_tokens``: where its authors cut every text. ``separator``: None if it has none,
+    :data:`ASK` when every checkpoint may have its own, else the published one. ``reference``
+    encodes with transformers alone, as the family was trained:
+    (tokenizer, recipe, problem, steps) -> (ids, read positions).
     """
 
     name: str
@@ -52,7 +59,9 @@ class Family:
     reference: Callable[[Any, Recipe, str, Sequence[str]], tuple[list[int], list[int]]]
     model_types: tuple[str, ...] = ()
     good: int | None = None
-    verdicts: tuple[str, ...] = ()
+    verdicts: tuple[str | int, ...] = ()
+    marks: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
 
 def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: int | None) -> int:
@@ -67,6 +76,7 @@ def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: in
                 f"recipe {family.name!r} says itself which number is the good one; leave "
                 "--good-label out"
             )
+        _check_names(family, _label_names(config))
         return family.good
     if labels != 2:
         raise UnsupportedError(f"the head has {labels} labels; this recipe needs 2: bad and good")
@@ -85,6 +95,17 @@ def good_index(family: Family, config: Mapping[str, Any], labels: int, asked: in
         f"config.json names the labels {dict(sorted(names.items()))}, which does not say plainly "
         "that 1 is the good one; pass --good-label 0 or --good-label 1"
     )
+
+
+def _check_names(family: Family, names: Mapping[int, str]) -> None:
+    """Refuse label names that contradict a recipe which says itself what is good."""
+    telling = {i: name for i, name in names.items() if not name.startswith("label_")}
+    wrong = [i for i, name in telling.items() if name in (GOOD_WORDS, BAD_WORDS)[i == family.good]]
+    if wrong:
+        raise CheckpointError(
+            f"config.json names the labels {dict(sorted(names.items()))}, the recipe "
+            f"{family.name!r} takes number {family.good} for the good one; correct one of them"
+        )
 
 
 def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
@@ -112,6 +133,40 @@ def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
     """Encode text alone, without special tokens around it."""
     return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def leading(request: Request) -> tuple[Part, ...]:
+    """What the tokenizer itself puts before a text: its bos_token, or nothing.
+
+    Raises:
+        CheckpointError: when it puts anything else around a text.
+    """
+    plain = encode_plain(request.tokenizer, "x")
+    whole = [int(i) for i in request.tokenizer("x")["input_ids"]]
+    if whole == plain:
+        return ()
+    bos = request.tokenizer.bos_token_id
+    if bos is None or whole != [int(bos), *plain]:
+        raise CheckpointError(
+            f"the tokenizer encodes 'x' as {whole}, so it adds more to a text than a bos_token at "
+            "its start, which no text of this family has; use the PRM's own tokenizer"
+        )
+    return (Tokens(ids=(int(bos),), text=str(request.tokenizer.bos_token)),)
+
+
+def required_bos(request: Request) -> tuple[Part, ...]:
+    """The bos_token, for families whose texts begin with it whatever the tokenizer adds.
+
+    Raises:
+        CheckpointError: when the tokenizer has none.
+    """
+    index = request.tokenizer.bos_token_id
+    if index is None:
+        raise CheckpointError(
+            "the tokenizer has no bos_token, with which this family's texts begin; use the "
+            "tokenizer of the PRM's own repository"
+        )
+    return (Tokens(ids=(int(index),), text=str(request.tokenizer.bos_token)),)
 
 
 def checked(recipe: Recipe) -> Recipe:

@@ -22,10 +22,13 @@ from prm_edge_runtime.recipe import (
 )
 
 from .chat import PROBLEM_MARK, render, template_parts
-from .family import Request, checked, encode_plain
+from .family import Request, checked, encode_plain, leading, required_bos
 
-VERDICTS: Final = ("+", "-")  # the good one first, as in every family here
+VERDICTS: Final = ("+", "-")  # the good one first
+SPACED_VERDICTS: Final = (" +", " -")
 SHEPHERD_TAG: Final = " ки"
+VERSA_TAG: Final = " \n\n\n\n"
+PSA_TAG: Final = " \n\n\n\n\n"
 _STEP_MARKS: Final = ("\ue000first\ue001", "\ue000second\ue001")
 
 
@@ -37,8 +40,10 @@ def _verdict_recipe(
     step: tuple[Part, ...],
     split: str,
     aggregate: str,
+    good: int = 0,
+    label_meaning: str = "on_path",  # most are trained on how often a step leads to the answer
 ) -> Recipe:
-    score = Score(kind="softmax", good=0)
+    score = Score(kind="softmax", good=good)
     return checked(
         Recipe(
             family=family,
@@ -51,7 +56,7 @@ def _verdict_recipe(
             score=score,
             aggregates=allowed_aggregates(score),
             aggregate=aggregate,
-            label_meaning="on_path",  # both are trained on how often a step leads to the answer
+            label_meaning=label_meaning,
         )
     )
 
@@ -61,31 +66,26 @@ def _verdict_recipe(
 # whitespace at its ends would merge with the tag, and is left out.
 def build_shepherd(request: Request) -> Recipe:
     """The recipe of Math-Shepherd."""
-    before, after = (encode_plain(request.tokenizer, "x" + text) for text in ("", SHEPHERD_TAG))
-    if len(after) != len(before) + 1:
-        raise CheckpointError(
-            f"the tag {SHEPHERD_TAG!r} is {len(after) - len(before)} tokens of this tokenizer and "
-            "must be one; use the tokenizer the model was trained with"
-        )
+    tag = _tag(request, SHEPHERD_TAG)
     return _verdict_recipe(
         family="math-shepherd",
         encode="joint",
-        prompt=(*_bos(request), Slot(name="problem"), Text(text=" ")),
+        prompt=(*required_bos(request), Slot(name="problem"), Text(text=" ")),
         between=(Text(text="\n"),),
-        step=(Slot(name="step", strip=True), Tag(text=SHEPHERD_TAG, id=after[-1])),
+        step=(Slot(name="step", strip=True), tag),
         split="\n",
         aggregate="min",
     )
 
 
-def _bos(request: Request) -> tuple[Part, ...]:
-    index = request.tokenizer.bos_token_id
-    if index is None:
+def _tag(request: Request, text: str) -> Tag:
+    before, after = (encode_plain(request.tokenizer, "x" + end) for end in ("", text))
+    if len(after) != len(before) + 1:
         raise CheckpointError(
-            "the tokenizer has no bos_token, with which this family's texts begin; use the "
-            "tokenizer of the PRM's own repository"
+            f"the tag {text!r} is {len(after) - len(before)} tokens of this tokenizer and "
+            "must be one; use the tokenizer the model was trained with"
         )
-    return (Tokens(ids=(int(index),), text=str(request.tokenizer.bos_token)),)
+    return Tag(text=text, id=after[-1])
 
 
 def shepherd_reference(
@@ -96,6 +96,71 @@ def shepherd_reference(
     ids = [int(tokenizer.bos_token_id), *encode_plain(tokenizer, f"{problem} {output}")]
     tag = encode_plain(tokenizer, "x" + SHEPHERD_TAG)[-1]
     return ids, [position for position, token in enumerate(ids) if token == tag]
+
+
+# --- ER-PRM (HanningZhang/Llama3.1-Math-PRM; hanningzhang/ER-PRM,
+# evaluation/evaluate_math_reward_model.py): Math-Shepherd's texts without the newline between
+# steps, so that the next one follows the tag at once; rows " +" and " -".
+def build_er_prm(request: Request) -> Recipe:
+    """The recipe of ER-PRM."""
+    return _verdict_recipe(
+        family="er-prm",
+        encode="joint",
+        prompt=(*leading(request), Slot(name="problem"), Text(text=" ")),
+        between=(),
+        step=(Slot(name="step", strip=True), _tag(request, SHEPHERD_TAG)),
+        split="\n",
+        aggregate="min",
+    )
+
+
+# --- VersaPRM and the PRM800K models it is trained from (UW-Madison-Lee-Lab/VersaPRM): one text,
+# "{question} \n\n{step} \n\n\n\n{step} \n\n\n\n", read at the token of " \n\n\n\n"; rows - and +,
+# of which the second is good.
+def build_versaprm(request: Request) -> Recipe:
+    """The recipe of VersaPRM."""
+    return _verdict_recipe(
+        family="versaprm",
+        encode="joint",
+        prompt=(*leading(request), Slot(name="problem"), Text(text=" \n\n")),
+        between=(),
+        step=(Slot(name="step", strip=True), _tag(request, VERSA_TAG)),
+        split="\n\n",
+        aggregate="min",
+        good=1,
+        label_meaning="until_first_error",
+    )
+
+
+# --- Math-psa (openreasoner/openr, prm/code/test_qwen.py and prm/infer_fns.py): one text,
+# "{question} {step} \n\n\n\n\n {step} \n\n\n\n\n", read at the token of the newlines.
+def build_math_psa(request: Request) -> Recipe:
+    """The recipe of Math-psa."""
+    return _verdict_recipe(
+        family="math-psa",
+        encode="joint",
+        prompt=(*leading(request), Slot(name="problem"), Text(text=" ")),
+        between=(Text(text=" "),),
+        step=(Slot(name="step", strip=True), _tag(request, PSA_TAG)),
+        split="\n",
+        aggregate="min",
+    )
+
+
+def tagged_reference(
+    opening: str, tag: str, between: str
+) -> Callable[[Any, Recipe, str, Sequence[str]], tuple[list[int], list[int]]]:
+    """Their authors' lines: one text, and a score wherever the tag's id is."""
+
+    def encode(
+        tokenizer: Any, recipe: Recipe, problem: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
+        text = problem + opening + between.join(step.strip() + tag for step in steps)
+        ids = [int(i) for i in tokenizer(text)["input_ids"]]
+        wanted = encode_plain(tokenizer, "x" + tag)[-1]
+        return ids, [position for position, token in enumerate(ids) if token == wanted]
+
+    return encode
 
 
 # --- RLHFlow/Llama3.1-8B-PRM-{Deepseek,Mistral}-Data (RLHFlow/RLHF-Reward-Modeling,

@@ -1,0 +1,115 @@
+"""What CUDA needs on this machine, what is there, and what to install.
+
+onnxruntime-gpu brings its provider and nothing below it: CUDA's and cuDNN's libraries come from
+pip's nvidia packages or the system, the driver from the system. Missing ones are found here, by
+name, before onnxruntime is asked for a session that it would open on the CPU. Imports nothing but
+the standard library; onnxruntime is handed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import sys
+from importlib import metadata
+from typing import Any, Final
+
+GPU_COMMAND: Final = "pip install 'prm-edge[gpu]'"
+MEND_BOTH: Final = (
+    f"run pip uninstall onnxruntime onnxruntime-gpu, then {GPU_COMMAND} "
+    "(or 'prm-edge[cpu]' for the CPU alone)"
+)
+BUILDS: Final = ("onnxruntime", "onnxruntime-gpu")
+# CUDA major -> what libonnxruntime_providers_cuda cannot be loaded without, on Linux. 13: what
+# readelf -d says of the 1.31.1 wheel, which loads cuFFT and cuDNN only where a graph needs them;
+# 12: the requirements in onnxruntime's documentation.
+LINUX_LIBRARIES: Final = {
+    12: (
+        "libcudart.so.12",
+        "libcublasLt.so.12",
+        "libcublas.so.12",
+        "libcufft.so.11",
+        "libcurand.so.10",
+        "libcudnn.so.9",
+    ),
+    13: ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"),
+}
+LINUX_DRIVER: Final = "libcuda.so.1"
+
+
+def installed_builds() -> dict[str, str]:
+    """The distributions of onnxruntime that are installed: name -> version."""
+    return {name: version for name in BUILDS if (version := _version(name)) is not None}
+
+
+def clash() -> str | None:
+    """What is wrong when both builds are installed, which share one folder; None if not."""
+    builds = installed_builds()
+    if len(builds) < len(BUILDS):
+        return None
+    named = " and ".join(f"{name} {version}" for name, version in builds.items())
+    return f"{named} are both installed and overwrite each other's files; {MEND_BOTH}"
+
+
+def wanted_major(runtime: Any) -> int | None:
+    """The CUDA major version that this onnxruntime was built for; None if for none."""
+    text = str(getattr(runtime, "cuda_version", "") or "").split(".")[0]
+    return int(text) if text.isdigit() else None
+
+
+def preload(runtime: Any) -> str:
+    """Load CUDA's libraries from pip's nvidia packages; return what onnxruntime said about it."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it misses, and a library never does
+        runtime.preload_dlls()
+    return said.getvalue()
+
+
+def missing_libraries(major: int | None) -> list[str]:
+    """Names of the libraries of CUDA and cuDNN that cannot be loaded; empty off Linux."""
+    if not sys.platform.startswith("linux") or major not in LINUX_LIBRARIES:
+        return []
+    wanted = (LINUX_DRIVER, *LINUX_LIBRARIES[major])
+    return [name for name in wanted if not _loads(name)]
+
+
+def nvidia_packages() -> dict[str, str]:
+    """pip's packages of NVIDIA libraries that are installed: name -> version."""
+    found = {}
+    for distribution in metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower()
+        if name.startswith("nvidia-"):
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def explain(runtime: Any, missing: list[str]) -> str:
+    """Say which libraries are missing, which CUDA is wanted, what is there, and what to do."""
+    major = wanted_major(runtime)
+    packages = nvidia_packages()
+    there = ", ".join(f"{n} {v}" for n, v in packages.items()) or "none of pip's nvidia packages"
+    parts = [
+        f"onnxruntime {runtime.__version__} wants CUDA {major} and cuDNN 9, and cannot load "
+        f"{', '.join(missing)}; installed: {there}"
+    ]
+    if LINUX_DRIVER in missing:
+        parts.append(f"{LINUX_DRIVER} is NVIDIA's driver, which comes with the system, not pip")
+    if missing != [LINUX_DRIVER]:
+        parts.append(f"run {GPU_COMMAND}, whose libraries are for CUDA {major}")
+    return "; ".join(parts)
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,75 @@
+"""Which records are run together, and how: the one place that decides it.
+
+In: token ids of records. Out: groups of them, each either *chained* (one after the other in one
+cache, so that what two neighbours have in common is run once) or *padded* (as rows of one run).
+Any plan gives the same numbers, to the bit: only time and memory depend on it.
+
+Measured with benchmarks/plan.py, one thread, fp32, models of 1.4 and 135 million parameters: a run
+of T tokens costs as much time as T + 8 to a few percent, whether they are one row or several. So
+rows of 8 tokens are worth running together (0.55 of the time), of 16 to 24 (0.8), of 32 (0.85), of
+64 no more; and everything here follows from that one number. Candidates packed into one row were
+twice as slow in the attention as separate runs, so that is not among the ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .cache import common_length
+from .encoding import Encoded
+from .engine import RUN_TOKENS
+
+RUN_COST: Final = 8  # tokens: what starting a run costs, measured as above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Records, by their indices, in the order in which they are run."""
+
+    indices: tuple[int, ...]
+    padded: bool
+
+
+def plan(records: Sequence[Encoded], *, chain_all: bool = False) -> list[Group]:
+    """Group records that each end at their last read position; those without any are left out.
+
+    Sorted by their tokens, each record has as much in common with the one before it as with any
+    other before it. ``chain_all``: pad none, so that everything passes through a cache.
+    """
+    order = [index for index, record in enumerate(records) if len(record.reads)]
+    order.sort(key=lambda index: records[index].ids.tobytes())
+    chains: list[list[int]] = []
+    for index in order:
+        last = chains[-1][-1] if chains else None
+        # in common by less than a run costs: better without
+        if last is not None and (common_length(records[last].ids, records[index].ids) > RUN_COST):
+            chains[-1].append(index)
+        else:
+            chains.append([index])
+    alone = [
+        index
+        for chain in chains
+        for index in chain
+        if len(chain) == 1 and len(records[index].ids) <= RUN_TOKENS and not chain_all
+    ]
+    single = set(alone)
+    return [
+        Group(indices=tuple(chain), padded=False) for chain in chains if chain[0] not in single
+    ] + _padded(records, alone)
+
+
+def _padded(records: Sequence[Encoded], alone: Sequence[int]) -> list[Group]:
+    """Put records of like length together; a row's padding must cost less than a run."""
+    groups: list[list[int]] = []
+    width = 0
+    for index in sorted(alone, key=lambda index: -len(records[index].ids)):
+        length = len(records[index].ids)
+        fits = groups and (len(groups[-1]) + 1) * width <= RUN_TOKENS
+        if fits and width - length < RUN_COST:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            width = length
+    return [Group(indices=tuple(group), padded=True) for group in groups]

@@ -1,0 +1,93 @@
+"""What is missing for CUDA is named, with what to install."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from prm_edge_runtime import cuda
+
+
+def runtime(version: str = "13.0") -> types.SimpleNamespace:
+    return types.SimpleNamespace(__version__="9.9", cuda_version=version)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    named = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(cuda, "_version", named.get)
+
+
+def test_clash_names_both_builds_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime="1.32.0", onnxruntime_gpu="1.31.1")
+    said = cuda.clash() or ""
+    assert "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are both installed" in said
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in said
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime_gpu"])
+def test_clash_is_none_with_one_build(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, **{name: "1.32.0"})
+    assert cuda.clash() is None
+
+
+def test_installed_builds_are_those_of_this_environment() -> None:
+    assert cuda.installed_builds()
+    assert cuda.clash() is None
+
+
+@pytest.mark.parametrize(("text", "major"), [("13.0", 13), ("12.8", 12), ("", None), (None, None)])
+def test_wanted_major(text: str, major: int | None) -> None:
+    assert cuda.wanted_major(runtime(text)) == major
+
+
+def test_preload_keeps_stdout_clean(capfd: pytest.CaptureFixture[str]) -> None:
+    def preload() -> None:
+        print("Failed to load libcublas.so.13")
+
+    said = cuda.preload(types.SimpleNamespace(preload_dlls=preload))
+    assert said == "Failed to load libcublas.so.13\n"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_libraries_are_those_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(cuda, "_loads", lambda name: name.startswith("libcudart"))
+    assert cuda.missing_libraries(13) == [
+        "libcuda.so.1", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10",
+    ]  # fmt: skip
+    monkeypatch.setattr(cuda, "_loads", lambda name: True)
+    assert cuda.missing_libraries(12) == []
+
+
+@pytest.mark.parametrize(("platform", "major"), [("win32", 13), ("linux", None), ("linux", 99)])
+def test_missing_libraries_judges_only_what_it_knows(
+    platform: str, major: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(cuda, "_loads", lambda name: False)
+    assert cuda.missing_libraries(major) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of Linux libraries")
+def test_loads_asks_the_system() -> None:
+    assert cuda._loads("libc.so.6")
+    assert not cuda._loads("libno-such-library.so.99")
+
+
+def test_explain_says_what_pip_can_mend_and_what_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "nvidia_packages", lambda: {"nvidia-cublas": "12.1"})
+    both = cuda.explain(runtime(), ["libcuda.so.1", "libcublas.so.13"])
+    assert "wants CUDA 13" in both
+    assert "cannot load libcuda.so.1, libcublas.so.13; installed: nvidia-cublas 12.1" in both
+    assert "NVIDIA's driver" in both
+    assert "pip install 'prm-edge[gpu]'" in both
+    monkeypatch.setattr(cuda, "nvidia_packages", dict)
+    driver = cuda.explain(runtime(), ["libcuda.so.1"])
+    assert "none of pip's nvidia packages" in driver
+    assert "pip install" not in driver
+
+
+def test_nvidia_packages_are_named_so() -> None:
+    assert all(name.startswith("nvidia-") for name in cuda.nvidia_packages())
