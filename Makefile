@@ -20,7 +20,7 @@ test: lint types check test-optimum coverage
 
 .venv/.made: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,export,eval,parquet,zstd,dev]'
+	.venv/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,export,eval,parquet,serve,zstd,dev]'
 	touch $@
 
 .venv-optimum/.made: pyproject.toml constraints.txt Makefile

@@ -62,6 +62,7 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "target": "cpu",
                 "precision": "fp32",
                 "backend": "auto",
+                "calibration": None,
                 "verify": None,
                 "expect": None,
                 "add": False,
@@ -81,6 +82,7 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     result = export(
         "ckpt", "pkg", "--recipe", "trl", "--separator", r"\n\n", "--good-label", 1, "--target",
         "cpu", "--precision", "fp32", "--backend", "native", "--verify", file, "--expect", file,
+        "--calibration", file,
         "--label-meaning", "local", "--notice", "n", "--add", "--allow-drift",
         "--trust-tokenizer-file", "--overwrite", "--json", "--revision", "v1", "--base", "b",
     )  # fmt: skip
@@ -91,6 +93,7 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     assert (asked["revision"], asked["base"]) == ("v1", "b")
     assert (asked["good_label"], asked["target"], asked["precision"]) == (1, "cpu", "fp32")
     assert (asked["backend"], asked["verify"], asked["expect"]) == ("native", file, file)
+    assert asked["calibration"] == file
     assert asked["add"]
     assert asked["allow_drift"]
     assert (asked["label_meaning"], asked["notice"]) == ("local", "n")

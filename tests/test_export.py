@@ -349,7 +349,7 @@ def test_export_clashing_tokenizers_need_recorded_scores(tmp_path: Path, texts: 
     ("options", "message"),
     [
         ({"recipe": "nonsense"}, "--recipe 'nonsense' is neither one of trl, pure, qwen2.5"),
-        ({"precision": "int3"}, "--precision 'int3' is not one of fp32"),
+        ({"precision": "int3"}, "--precision 'int3' is not one of fp32, int8"),
         ({"target": "tpu"}, "--target 'tpu' is not one of cpu"),
         ({"label_meaning": "vague"}, "--label-meaning 'vague' is not one of local, on_path"),
         ({"backend": "magic"}, "--backend 'magic' is not one of auto, native, optimum"),

@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[Callable[..., Path], dict[str, Any], type[Exception], s
         checkpoints.trl_gemma2,
         {"model_type": "gemma"},
         UnsupportedError,
-        "model_type 'gemma' is not supported: the native backend exports gemma2 and llama and",
+        "model_type 'gemma' is not supported: the native backend exports gemma2",
     ),
     "long rope": (
         checkpoints.trl_phi3,

@@ -183,7 +183,7 @@ def test_config_defaults_are_transformers_own() -> None:
 
     from prm_edge_export.model_config import ARCHITECTURES
 
-    assert sorted(ARCHITECTURES) == ["llama", "mistral", "qwen2", "qwen3"]
+    assert sorted(ARCHITECTURES) == ["gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3"]
     for model_type, architecture in ARCHITECTURES.items():
         real = getattr(transformers, f"{model_type.capitalize()}Config")()
         for key, value in architecture.defaults.items():

@@ -21,7 +21,10 @@ PUBLIC = [
     "__version__",
     "add_many",
 ]
-HEAVY = ["onnx", "onnxruntime", "optimum", "safetensors", "torch", "transformers"]
+HEAVY = [
+    *["onnx", "onnxruntime", "optimum", "safetensors", "torch", "transformers"],
+    *["prometheus_client", "starlette", "uvicorn"],
+]
 
 
 def _loaded_by(statement: str, folder: Path) -> set[str]:

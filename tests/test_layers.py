@@ -25,11 +25,13 @@ OWN = {
     "prm_edge": {"prm_edge_export", "prm_edge_runtime"},
 }
 RUNTIME = {"numpy", "tokenizers", "onnxruntime"}
+SERVE = {"prometheus_client", "starlette", "uvicorn"}
 HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
     "prm_edge_export": RUNTIME | HEAVY | {"tomli"},
     "prm_edge": RUNTIME
+    | SERVE
     | {
         "backports",
         "click",
@@ -171,6 +173,24 @@ def test_layers_command_line_has_one_package_for_click() -> None:
         and FOLDERS["prm_edge"] / "cli" not in found.file.parents
     ]
     assert wrong == []
+
+
+def test_layers_server_has_one_package_for_what_serves() -> None:
+    wrong = [
+        str(found)
+        for found in imports_of("prm_edge")
+        if found.module in SERVE and FOLDERS["prm_edge"] / "server" not in found.file.parents
+    ]
+    assert wrong == []
+    assert {found.module for found in imports_of("prm_edge")} >= SERVE
+
+
+def test_layers_server_has_one_module_for_the_scorer() -> None:
+    names = {}
+    for file in (FOLDERS["prm_edge"] / "server").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        names[file.name] = "_scorer." in text or "describe(" in text
+    assert [name for name, knows in names.items() if knows] == ["backend.py"]
 
 
 def test_layers_see_the_files() -> None:

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prm_edge_runtime import cuda, ort
@@ -213,12 +214,16 @@ def install(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> FakeRuntime:
     return fake
 
 
-def test_open_session_cpu_is_exact_on_every_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("saturates", "precise"), [(True, "1"), (False, "0")])
+def test_open_session_cpu_is_exact_on_every_x86(
+    saturates: bool, precise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = install(monkeypatch)
+    monkeypatch.setattr(ort, "products_saturate", lambda: saturates)
     ort.open_session(Path("g.onnx"), device="cpu", threads=3)
     path, options, providers = fake.said[-1]
     assert path == "g.onnx"
-    assert options["config"] == {"session.x64quantprecision": "1"}
+    assert options["config"] == {"session.x64quantprecision": precise}
     assert options["intra_op_num_threads"] == 3
     assert options["log_severity_level"] == 4
     assert providers == ["CPUExecutionProvider"]
@@ -298,11 +303,48 @@ def test_open_session_sets_the_options_for_real(
             super().__init__()
             made.append(self)
 
+    ort.products_saturate()
     monkeypatch.setattr(real, "SessionOptions", Options)
     session = ort.open_session(tiny_package / "cpu-fp32/model.onnx", device="cpu", threads=1)
-    assert made[0].get_session_config_entry("session.x64quantprecision") == "1"
+    precise = "1" if ort.products_saturate() else "0"
+    assert made[0].get_session_config_entry("session.x64quantprecision") == precise
     assert made[0].intra_op_num_threads == 1
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(0, False), (1, True)])
+def test_products_saturate_compares_every_sum(
+    lost: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def __init__(self, model: bytes, options: Any, providers: list[str]) -> None:
+            assert isinstance(model, bytes)
+
+        def run(self, names: None, feeds: dict[str, Any]) -> list[Any]:
+            rows = feeds["a"]
+            assert rows.min() == 255
+            sums = (rows.astype(np.int64) @ np.full((16, 32), 127)).astype(np.float32)
+            sums[-1, -1] -= lost * (len(rows) > 2)
+            return [sums]
+
+    real = ort.load_onnxruntime()
+    monkeypatch.setattr(real, "InferenceSession", Session)
+    assert ort.products_saturate.__wrapped__() is expected
+
+
+def test_products_saturate_is_what_the_kernels_do() -> None:
+    # where they do not, the session option must not change a bit; where they do, it must
+    real = ort.load_onnxruntime()
+    values = np.random.default_rng(0).integers(200, 256, (7, 16)).astype(np.uint8)
+    found = []
+    for precise in "01":
+        options = real.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", precise)
+        session = real.InferenceSession(ort._PROBE, options, providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"a": values})[0])
+    exact = (values.astype(np.int64) @ np.full((16, 32), 127)).astype(np.float32)
+    np.testing.assert_array_equal(found[1], exact)
+    assert ort.products_saturate() is bool((found[0] != exact).any())
 
 
 def test_open_session_keeps_onnxruntime_from_falling_back(

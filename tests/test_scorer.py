@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prm_edge_runtime import Scorer, scorer
+from prm_edge_runtime import Scorer, choice, scorer
 from prm_edge_runtime.engine import Engine
 from prm_edge_runtime.errors import (
     ConfigError,
@@ -134,7 +134,7 @@ def test_load_argument_wins_over_the_environment(
 @pytest.fixture
 def install_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the runtime looks for what it embeds."""
-    monkeypatch.setattr(scorer, "files", lambda name: tmp_path)
+    monkeypatch.setattr(choice, "files", lambda name: tmp_path)
     return tmp_path
 
 

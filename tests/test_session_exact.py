@@ -50,7 +50,21 @@ def qwen_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "qwen"])
+@pytest.fixture(scope="module")
+def int8_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Linears of every kind that int8 has, where the last bit of a cut would be amplified."""
+    pytest.importorskip("torch", reason="needs the export extra")
+    import checkpoints
+    from int8_packages import export_int8, plan_in_turn
+
+    folder = tmp_path_factory.mktemp("int8")
+    with pytest.MonkeyPatch.context() as patch:
+        plan_in_turn(patch)
+        export_int8(checkpoints.trl_llama(folder / "checkpoint"), folder / "package")
+    return folder / "package"
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "qwen", "int8"])
 def scorer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scorer]:

@@ -51,3 +51,39 @@ def test_verification_data_is_varied(solutions: list[dict[str, Any]]) -> None:
     assert len(characters) > 150
     for kind in ("$", "\\", "×", "≡", "`", "|", "€", "糖", "ü", "👕", "\n"):
         assert kind in characters, kind
+
+
+# --- int8: solutions to calibrate on, to choose the plan with, and to be proven on
+
+NAMES = ("verification.jsonl", "verification_int8.jsonl", "search.jsonl", "calibration.jsonl")
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, list[dict[str, Any]]]:
+    folder = files("prm_edge_export") / "data"
+    return {
+        name: [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+        for name in NAMES
+    }
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_int8_data_is_well_formed(name: str, sets: dict[str, list[dict[str, Any]]]) -> None:
+    for solution in sets[name]:
+        assert list(solution) == ["id", "problem", "steps", "label"]
+        assert solution["problem"].strip() == solution["problem"] != ""
+        assert all(step.strip() == step != "" for step in solution["steps"])
+        assert -1 <= solution["label"] < len(solution["steps"]) >= 3
+    wrong = sum(solution["label"] >= 0 for solution in sets[name])
+    assert 0.3 < wrong / len(sets[name]) < 0.6
+
+
+def test_int8_data_is_disjoint(sets: dict[str, list[dict[str, Any]]]) -> None:
+    problems = [solution["problem"] for name in NAMES for solution in sets[name]]
+    assert len(set(problems)) == len(problems)
+
+
+def test_int8_data_tells_one_percent_from_two(sets: dict[str, list[dict[str, Any]]]) -> None:
+    steps = sum(len(item["steps"]) for name in NAMES[:2] for item in sets[name])
+    # two standard errors of a flip rate of 1.5% are less than half a percent apart
+    assert 2 * (0.015 * 0.985 / steps) ** 0.5 < 0.0055

@@ -176,3 +176,9 @@ def test_wheel_export_names_the_extra_it_needs(environment: Environment) -> None
     done = environment.run("prm-edge", "export", "checkpoint", expect=1)
     assert "prm-edge[export]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_wheel_serve_names_the_extra_it_needs(environment: Environment) -> None:
+    done = environment.run("prm-edge", "serve", expect=1)
+    assert "prm-edge[serve]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -59,13 +59,13 @@ def build_decoder(
         CheckpointError: when a tensor is missing or has another shape than the config implies.
     """
     with WeightFile(folder / DATA_NAME) as weights:
-        builder = _Builder(config, tensors, weights)
+        builder = DecoderBuilder(config, tensors, weights)
         builder.build(head, max_tokens, progress)
         model = builder.model(head)
     (folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
 
 
-class _Builder:
+class DecoderBuilder:
     """Collects nodes and initializers; every method returns the name of the value it makes."""
 
     def __init__(self, config: DecoderConfig, tensors: Tensors, weights: WeightFile) -> None:
@@ -93,17 +93,21 @@ class _Builder:
     def build(self, head: Head, max_tokens: int, progress: Callable[[int, int], None]) -> None:
         config = self.config
         self._rotary_tables(max_tokens)
-        embedding = self.read("model.embed_tokens.weight", config.vocab, config.hidden)
-        if config.gemma:
-            embedding = embedding * np.float32(config.embedding_scale)
-        table = self.constant("embedding", embedding)
-        stream = self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
+        stream = self._embed()
         update = ""  # what the previous block adds to the residual stream
         for layer in range(config.layers):
             stream, update = self._layer(layer, stream, update)
             progress(layer + 1, config.layers)
         stream = self.node("Add", [stream, update], ["stream"])
         self._head(head, self._at_reads(stream))
+
+    def _embed(self) -> str:
+        """(B, S) -> (B, S, H)"""
+        embedding = self.read("model.embed_tokens.weight", self.config.vocab, self.config.hidden)
+        if self.config.gemma:
+            embedding = embedding * np.float32(self.config.embedding_scale)
+        table = self.constant("embedding", embedding)
+        return self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
 
     def _rotary_tables(self, max_tokens: int) -> None:
         inverse, attention = inverse_frequencies(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -38,9 +39,12 @@ from .checkpoint import Checkpoint
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .package_files import listed_files, require_free_space
-from .plan import NATIVE, ExportOptions, Plan, make_plan
+from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
+from .quantization.search import Quantized, build_within_target
+from .quantization.texts import load_solutions
 from .reference import load_reference, refuse_unused
 from .sources import open_checkpoint
+from .summary import measure_speed, table
 from .tokenization import check_tokenization
 from .writer import PackageWriter
 
@@ -77,7 +81,8 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
-        texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify)
+        bundled = proof.BUDGETS[options.precision].texts
+        texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
         records = [(text.problem, text.steps) for text in texts]
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
         say(f"tokenization: {agreed} records encoded exactly as transformers does")
@@ -109,7 +114,7 @@ def _write(
     options = plan.options
     folder = writer.variant_dir(options.variant)
     require_free_space(folder, _estimated_bytes(plan))
-    reference = _build(plan, folder, say)
+    reference, quantized = _build(plan, folder, texts, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
     manifest = _manifest(plan, writer.staging, identity)
     scorer = Scorer.from_package(
@@ -132,6 +137,8 @@ def _write(
             f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
             f"of {figures['solutions']} solutions"
         )
+        if over is not None and quantized is not None:
+            over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
             raise ProofError(f"{over}\nnothing was written; --allow-drift records it and goes on")
         if options.expect is not None:
@@ -140,12 +147,18 @@ def _write(
                 f"expected scores: {figures['expect_records']} records, max |dp| "
                 f"{figures['expect_max_abs_dp']:.2e}"
             )
+        speed = measure_speed(scorer, [result.text for result in results])
     summary = proof.summary(figures, options.precision, drift=over is not None)
     report = {
         "variant": options.variant,
         "decisions": list(plan.reasons),
         "proof": summary,
         "provenance": identity,
+        "size": {
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "parameters": _parameters(plan),
+        },
+        **({} if quantized is None else {"plan": quantized.report}),
     }
     _write_small_files(plan, writer, proof.self_test_cases(results), report)
     variant = replace(manifest.variants[0], proof=summary)
@@ -154,11 +167,38 @@ def _write(
     card = model_card(replace(manifest, variants=(*kept, variant)), _license(plan))
     writer.write_bytes(CARD_NAME, card.encode())
     writer.finish(manifest)
+    # not in the package: the same checkpoint gives the same bytes, and never the same speed
+    report["speed"] = speed
+    for line in table(report):
+        say(line)
     return report
 
 
-def _build(plan: Plan, folder: Path, say: Say) -> proof.Reference:
-    """Write the variant's graph; return the reference, loaded from the same tensors."""
+def _build(
+    plan: Plan, folder: Path, texts: list[proof.Text], say: Say
+) -> tuple[proof.Reference, Quantized | None]:
+    """Write the variant's graph; return the reference, made from the same tensors."""
+    tensors = plan.checkpoint.tensors
+    if plan.options.precision == INT8 and plan.decoder is not None:
+        encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+        quantized = build_within_target(
+            plan.decoder,
+            plan.head,
+            tensors,
+            plan.recipe.score,
+            folder,
+            load_solutions(plan.options.calibration, plan.encoder, plan.max_tokens, texts),
+            [record for record in encoded if len(record.ids) <= plan.max_tokens],
+            max_tokens=plan.max_tokens,
+            say=say,
+        )
+        for name in refuse_unused(tensors):
+            say(f"not needed for scores: {name}")
+        return quantized.reference, quantized
+    return _build_float(plan, folder, say), None
+
+
+def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
     tensors = plan.checkpoint.tensors
     if plan.backend == NATIVE and plan.decoder is not None:
         build_decoder(
@@ -238,13 +278,11 @@ def _version(distribution: str) -> str | None:
 
 
 def _estimated_bytes(plan: Plan) -> int:
-    parameters = 0
-    for info in plan.checkpoint.tensors.info.values():
-        count = 1
-        for size in info.shape:
-            count *= size
-        parameters += count
-    return 4 * parameters + len(plan.files.raw) + SPARE_BYTES
+    return 4 * _parameters(plan) + len(plan.files.raw) + SPARE_BYTES
+
+
+def _parameters(plan: Plan) -> int:
+    return sum(math.prod(info.shape) for info in plan.checkpoint.tensors.info.values())
 
 
 def _write_small_files(

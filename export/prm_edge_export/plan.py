@@ -34,7 +34,11 @@ NATIVE: Final = "native"
 OPTIMUM: Final = "optimum"
 BACKENDS: Final = ("auto", NATIVE, OPTIMUM)
 TARGETS: Final = ("cpu",)
-PRECISIONS: Final = ("fp32",)
+FP32: Final = "fp32"
+INT8: Final = "int8"
+PRECISIONS: Final = (FP32, INT8)
+# whose layers int8 knows: RMS norms, gated silu, linears named as Llama's
+INT8_MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class ExportOptions:
     target: str = "cpu"
     precision: str = "fp32"
     backend: str = "auto"
+    calibration: Path | None = None
     verify: Path | None = None
     expect: Path | None = None
     label_meaning: str | None = None
@@ -157,6 +162,16 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
 
 
 def _check_choices(options: ExportOptions) -> None:
+    if options.precision == INT8 and options.target != "cpu":
+        raise ConfigError(
+            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
+            "on no other device; leave --target out, or --precision"
+        )
+    if options.calibration is not None and options.precision != INT8:
+        raise ConfigError(
+            f"--calibration is for --precision int8, got {options.precision}, which needs none; "
+            "leave one of them out"
+        )
     for name, value, allowed in (
         ("--target", options.target, TARGETS),
         ("--precision", options.precision, PRECISIONS),
@@ -321,6 +336,13 @@ def _backend(
     backend = options.backend
     if backend == "auto":
         backend = NATIVE if native else OPTIMUM
+    if options.precision == INT8 and not (
+        backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
+    ):
+        raise UnsupportedError(
+            f"--precision int8 is for {', '.join(INT8_MODEL_TYPES)} with the native backend, this "
+            f"is model_type {model_type} with the {backend} backend; use --precision fp32"
+        )
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are
         raise UnsupportedError(f"model_type {model_type!r} with a {head.kind} head is not native")

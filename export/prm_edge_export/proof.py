@@ -27,8 +27,35 @@ from prm_edge_runtime.selftest import TOLERANCE_KEY, Case
 from .tokenization import WHOLE_JOINT
 
 SELF_TEST_CASES: Final = 4
-# precision -> (largest |dp|, relative RMS error of the logits, self-test tolerance)
-BUDGETS: Final[dict[str, tuple[float, float, float]]] = {"fp32": (1e-4, 1e-3, 1e-3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a precision may lose: figures with their limits, and the self-test's |dp|.
+
+    ``texts``: the bundled solutions it is proven on; flips of a few in a hundred need many.
+    """
+
+    at_most: dict[str, float]
+    at_least: dict[str, float]
+    tolerance: float
+    texts: tuple[str, ...]
+
+
+BUDGETS: Final[dict[str, Budget]] = {
+    "fp32": Budget(
+        at_most={"max_abs_dp": 1e-4, "logit_rel_rms": 1e-3},
+        at_least={},
+        tolerance=1e-3,
+        texts=("verification.jsonl",),
+    ),
+    "int8": Budget(
+        at_most={"mean_abs_dp": 0.01, "logit_rel_rms": 0.1},
+        at_least={"first_error_agreement": 0.98},
+        tolerance=0.05,
+        texts=("verification.jsonl", "verification_int8.jsonl"),
+    ),
+}
 WORST_SHOWN: Final = 5
 
 
@@ -60,15 +87,19 @@ class Compared:
     package_scores: NDArray[np.float64]
 
 
-def load_texts(path: Path | None) -> tuple[list[Text], str]:
-    """Read worked solutions (bundled ones when ``path`` is None); also their SHA-256.
+def load_texts(
+    path: Path | None, bundled: Sequence[str] = BUDGETS["fp32"].texts
+) -> tuple[list[Text], str]:
+    """Read worked solutions (``bundled`` files when ``path`` is None); also their SHA-256.
 
     Raises:
         CheckpointError: when the file cannot be read, or a line is not a worked solution.
     """
-    source = path or Path(str(files("prm_edge_export"))) / "data" / "verification.jsonl"
+    data = Path(str(files("prm_edge_export"))) / "data"
+    sources = [data / name for name in bundled] if path is None else [path]
+    source = ", ".join(map(str, sources))
     try:
-        raw = source.read_bytes()
+        raw = b"".join(file.read_bytes() for file in sources)
         lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
         texts = [_text(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,13 +118,15 @@ def as_whole(text: Text) -> Text:
     return Text(problem=text.problem, steps=(WHOLE_JOINT.join(text.steps),), label=label)
 
 
-def texts_for(recipe: Recipe, path: Path | None) -> tuple[list[Text], str]:
+def texts_for(
+    recipe: Recipe, path: Path | None, bundled: Sequence[str] = BUDGETS["fp32"].texts
+) -> tuple[list[Text], str]:
     """:func:`load_texts`, as the recipe takes them.
 
     Raises:
         CheckpointError: as :func:`load_texts`.
     """
-    texts, digest = load_texts(path)
+    texts, digest = load_texts(path, bundled)
     whole = recipe.split.separator is None
     return [as_whole(text) if whole else text for text in texts], digest
 
@@ -216,11 +249,16 @@ def check_budget(
     figures: dict[str, float | int], results: Sequence[Compared], precision: str
 ) -> str | None:
     """What is over budget, as one text with the worst steps; None when everything is within."""
-    max_dp, rel_rms, _ = BUDGETS[precision]
+    budget = BUDGETS[precision]
     over = [
         f"{name} {figures[name]:.3g} > {limit:g}"
-        for name, limit in (("max_abs_dp", max_dp), ("logit_rel_rms", rel_rms))
+        for name, limit in budget.at_most.items()
         if not figures[name] <= limit
+    ]
+    over += [
+        f"{name} {figures[name]:.3g} < {limit:g}"
+        for name, limit in budget.at_least.items()
+        if not figures[name] >= limit
     ]
     if not over:
         return None
@@ -257,6 +295,6 @@ def summary(figures: dict[str, float | int], precision: str, drift: bool) -> dic
     """The flat proof that the manifest keeps for a variant."""
     return {
         **{key: round(v, 9) if isinstance(v, float) else v for key, v in figures.items()},
-        TOLERANCE_KEY: max(BUDGETS[precision][2], 2 * float(figures["max_abs_dp"])),
+        TOLERANCE_KEY: max(BUDGETS[precision].tolerance, 2 * float(figures["max_abs_dp"])),
         "allowed_drift": drift,
     }

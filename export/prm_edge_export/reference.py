@@ -8,6 +8,7 @@ hold (epsilon, rotary frequencies, windows, activation) is compared with ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -99,7 +100,7 @@ def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Refer
         # state (vllm/model_executor/models/qwen2_rm.py); its code is never run. So is a language
         # model, with its output layer, and one with a value head.
         backbone = _class(config, "Model")(_hf_config(config, head)).eval()
-        top = _top(head, tensors).eval()
+        top = load_top(head, tensors).eval()
         fill(torch.nn.ModuleDict({"model": backbone}), tensors)
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
@@ -122,6 +123,18 @@ def load_classifier(config: DecoderConfig, head: Head, tensors: Tensors) -> Any:
     return model
 
 
+def load_layer_model(config: DecoderConfig, head: Head) -> Any:
+    """Build transformers' module with one layer, unfilled, to run a model layer by layer.
+
+    Raises:
+        ProofError: when the module does not hold what the normalised config says.
+    """
+    single = replace(config, layers=1, vocab=1)
+    backbone = _class(config, "Model")(_hf_config(single, head)).eval()
+    check_same(backbone, single)
+    return backbone
+
+
 def _class(config: DecoderConfig, ending: str) -> Any:
     import transformers
 
@@ -132,7 +145,7 @@ def _hf_config(config: DecoderConfig, head: Head) -> Any:
     return _class(config, "Config")(**_config_values(config, head))
 
 
-def _top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
+def load_top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
     """The head as modules, filled."""
     modules: list[torch.nn.Module] = []
     for layer in head.layers:

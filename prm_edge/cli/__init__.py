@@ -22,6 +22,7 @@ from .rank import rank_command
 from .recipes import recipes_command
 from .report import report_command
 from .score import score_command
+from .serve import serve_command
 from .try_lines import try_command
 
 __all__ = ["cli", "main"]
@@ -54,6 +55,7 @@ for command in (
     inspect_command,
     recipes_command,
     doctor_command,
+    serve_command,
 ):
     cli.add_command(command)
 

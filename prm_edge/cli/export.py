@@ -56,7 +56,7 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32"]),
+    type=click.Choice(["fp32", "int8"]),
     default="fp32",
     show_default=True,
     help="Precision of the weights.",
@@ -67,6 +67,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="auto",
     show_default=True,
     help="What builds the graph.",
+)
+@click.option(
+    "--calibration", metavar="FILE", type=FILE, help="Worked solutions to calibrate int8 on."
 )
 @click.option(
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
@@ -101,6 +104,7 @@ def export_command(
     target: str,
     precision: str,
     backend: str,
+    calibration: Path | None,
     verify: Path | None,
     expect: Path | None,
     label_meaning: str | None,
@@ -133,6 +137,7 @@ def export_command(
             target=target,
             precision=precision,
             backend=backend,
+            calibration=calibration,
             verify=verify,
             expect=expect,
             label_meaning=label_meaning,

@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -16,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
+from .awaiting import run_in_thread
+from .choice import EMBEDDED, choose, device_asked, package_path
 from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
@@ -25,7 +25,6 @@ from .errors import (
     EngineError,
     InputError,
     InputTypeError,
-    PackageNotFoundError,
     VariantError,
 )
 from .lengths import ERROR, NULL, Part, check_policy, fit
@@ -40,10 +39,6 @@ from .session import CachedTrack, RescoredTrack, Session, Track
 
 logger = logging.getLogger("prm_edge")
 
-DEVICES: Final = ("auto", "cpu", "cuda")
-PACKAGE_VARIABLE: Final = "PRM_EDGE_PACKAGE"
-DEVICE_VARIABLE: Final = "PRM_EDGE_DEVICE"
-EMBEDDED: Final = "embedded"
 # What `score_many` looks at before it runs it: enough to find records that belong together.
 AHEAD_RECORDS: Final = 256
 AHEAD_TOKENS: Final = 1 << 16
@@ -126,10 +121,10 @@ class Scorer:
             SelfTestError: this machine does not reproduce the stored scores.
         """
         limit_bytes(prefix_cache_mb)  # refuse before any work is done
-        where, source = _package_path(path)
+        where, source = package_path(path)
         package = open_package(where, verify=verify)
-        asked = _device(device)
-        chosen = _choose(package, asked, variant)
+        asked = device_asked(device)
+        chosen = choose(package, asked, variant)
         options: dict[str, Any] = {
             "threads": threads,
             "source": source,
@@ -380,6 +375,33 @@ class Scorer:
             track = GuardedTrack(track, problem, self._domain)
         return Session(track, threshold=self.threshold)
 
+    async def ascore(
+        self, problem: str, steps: Sequence[str], *, on_too_long: str = ERROR
+    ) -> StepScores:
+        """Await :meth:`score` without blocking the event loop; see :mod:`.awaiting`."""
+        return await run_in_thread(self.score, problem, steps, on_too_long=on_too_long)
+
+    async def ascore_many(
+        self, items: Iterable[tuple[str, Sequence[str]]], *, on_too_long: str = ERROR
+    ) -> list[StepScores]:
+        """Await :meth:`score_many`; ``items`` are taken in another thread."""
+        return await run_in_thread(self.score_many, items, on_too_long=on_too_long)
+
+    async def arank(
+        self,
+        problem: str,
+        candidates: Sequence[Sequence[str]],
+        by: str | None = None,
+        *,
+        on_too_long: str = ERROR,
+    ) -> Ranking:
+        """Await :meth:`rank`."""
+        return await run_in_thread(self.rank, problem, candidates, by, on_too_long=on_too_long)
+
+    async def asession(self, problem: str) -> Session:
+        """Await :meth:`session`, which runs the problem."""
+        return await run_in_thread(self.session, problem)
+
     def split(self, response: str) -> list[str]:
         """Cut a raw response into steps by the recipe's own rule; blank pieces are dropped."""
         return self._encoder.split(response)
@@ -435,38 +457,3 @@ def _pairs(items: object) -> Iterator[tuple[str, Sequence[str]]]:
                 f"item {index} must be a pair (problem, steps), got {type(item).__name__}"
             )
         yield item[0], item[1]
-
-
-def _package_path(path: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], str]:
-    if path is not None:
-        return path, "argument"
-    named = os.environ.get(PACKAGE_VARIABLE, "").strip()
-    if named:
-        return named, PACKAGE_VARIABLE
-    embedded = Path(str(files("prm_edge_runtime"))) / "default_package"
-    if embedded.is_dir():
-        return embedded, EMBEDDED
-    raise PackageNotFoundError(
-        "no package was named and this build embeds none; pass its folder, or set "
-        f"{PACKAGE_VARIABLE}; make one with: prm-edge export CHECKPOINT"
-    )
-
-
-def _device(device: str | None) -> str:
-    source = "device" if device is not None else DEVICE_VARIABLE
-    name = device if device is not None else os.environ.get(DEVICE_VARIABLE, "").strip() or "auto"
-    if name not in DEVICES:
-        raise ConfigError(f"{source} must be one of {', '.join(DEVICES)}; got {name!r}")
-    return name
-
-
-def _choose(package: Package, device: str, name: str | None) -> Variant:
-    manifest = package.manifest
-    if device != "auto":
-        return choose_variant(manifest, device=device, name=name)
-    if name is not None:
-        return choose_variant(manifest, device=package.variant(name).device, name=name)
-    has = {variant.device for variant in manifest.variants}
-    device = "cuda" if "cuda" in has and (ort.cuda_available() or "cpu" not in has) else "cpu"
-    logger.info("device auto: chose %s (the package has %s)", device, ", ".join(sorted(has)))
-    return choose_variant(manifest, device=device, name=None)

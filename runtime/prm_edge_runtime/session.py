@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from . import scoring
+from .awaiting import run_in_thread
 from .cache import Buffer, Node
 from .encoding import Encoded, RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine
@@ -207,6 +208,17 @@ class Session:
             nodes, n_run = self._track.extend(tip, checked, keep=False)
             self._n_tokens_run += n_run
         return [node.score for node in nodes]
+
+    async def aadd(self, step: str) -> float:
+        """Await :meth:`add` without blocking the event loop; see :mod:`.awaiting`.
+
+        One at a time, as with threads. An ``aadd`` that is cancelled while it runs takes its step.
+        """
+        return await run_in_thread(self.add, step)
+
+    async def apeek(self, steps: Sequence[str]) -> list[float]:
+        """Await :meth:`peek`."""
+        return await run_in_thread(self.peek, steps)
 
     def undo(self, n: int = 1) -> None:
         """Take back the last ``n`` steps.

@@ -1,0 +1,361 @@
+"""How fast is int8 on a CPU beside other engines, and how far from torch in float32?
+
+    python benchmarks/cpu_peers.py --graph PKG/cpu-int8/model.onnx --checkpoint CKPT
+    python benchmarks/cpu_peers.py --shape qwen2.5-0.5b --report PKG/cpu-int8/report.json
+
+One run: the same tokens, one thread each, engines in turns, medians of the rounds in CPU time (a
+machine may be shared); only ratios are worth quoting. The fp32 graph of CKPT is built on the spot;
+drift is measured on the solutions of ``--records``. With ``--shape`` weights are
+random, so there is no drift, and each linear gets a kind so that the shares are those of a plan
+that passed on real weights. An engine that is not installed is said to be missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from fidelity import TrlReference, hugging_face, read_records
+from numpy.typing import NDArray
+
+from prm_edge_export.checkpoint import Checkpoint
+from prm_edge_export.graph import build_decoder
+from prm_edge_export.heads import LINEAR, Head, Layer, find_head
+from prm_edge_export.model_config import DecoderConfig, read_config
+from prm_edge_export.quantization.calibration import Calibration
+from prm_edge_export.quantization.graph import build_quantized
+from prm_edge_export.quantization.kinds import KINDS, UNITS, layer_prefix
+from prm_edge_export.quantization.weights import quantize
+from prm_edge_runtime.engine import DecoderEngine, open_engine
+from prm_edge_runtime.manifest import DECODER, Variant
+
+TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
+SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "qwen2.5-0.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+}
+Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    """One competitor; ``run`` takes ids and read positions and returns logits, or only works."""
+
+    name: str
+    run: Run
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    drift: tuple[float, float, float] | None = None
+
+
+def ours(name: str, graph: Path, config: DecoderConfig) -> Engine:
+    """A decoder graph in the shipped engine."""
+    variant = Variant(
+        name=name,
+        device="cpu",
+        precision="int8",
+        interface=DECODER,
+        graph=graph.name,
+        files=(),
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        proof={},
+    )
+    engine = open_engine(graph, variant, logits=2, threads=1)
+    assert isinstance(engine, DecoderEngine)
+    return Engine(name=f"prm-edge {name}", run=engine.run)
+
+
+def torch_engine(model: Any, name: str) -> Engine:
+    """transformers' token classifier as it is."""
+
+    def run(ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0]
+        found: NDArray[np.float32] = logits[torch.from_numpy(reads)].float().numpy()
+        return found
+
+    return Engine(name=f"torch {name}", run=run)
+
+
+def openvino_engines(model: Any) -> list[Engine]:
+    """OpenVINO on the traced model, in float32 and bf16."""
+    try:
+        import openvino  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        print("missing: OpenVINO (pip install openvino)")
+        return []
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            # transformers takes a mask of four axes as it is; its own maker cannot be traced
+            size = ids.shape[1]
+            mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+            out: torch.Tensor = self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).logits
+            return out
+
+    with torch.inference_mode():
+        traced = openvino.convert_model(
+            Logits().eval(), example_input=torch.ones(1, 24, dtype=torch.int64)
+        )
+    engines = []
+    for precision in ("f32", "bf16"):
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = openvino.Core().compile_model(traced, "CPU", settings)
+
+        def run(
+            ids: NDArray[np.int64], reads: NDArray[np.int64], compiled: Any = compiled
+        ) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = compiled([ids[None]])[0][0][reads]
+            return found
+
+        engines.append(Engine(name=f"OpenVINO {precision}", run=run))
+    return engines
+
+
+def llama_engines(files: Sequence[Path]) -> list[Engine]:
+    """llama.cpp on GGUF files, through llama-cpp-python: prompt processing only."""
+    try:
+        import llama_cpp  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        print("missing: llama.cpp (pip install llama-cpp-python builds it from source)")
+        return []
+    engines = []
+    for file in files:
+        model = llama_cpp.Llama(
+            str(file), n_ctx=2048, n_batch=2048, n_ubatch=512, n_threads=1, n_threads_batch=1,
+            flash_attn=True, verbose=False,
+        )  # fmt: skip
+
+        def run(ids: NDArray[np.int64], reads: NDArray[np.int64], model: Any = model) -> None:
+            model.reset()
+            model.eval(ids.tolist())
+
+        engines.append(Engine(name=f"llama.cpp {file.stem}", run=run))
+    return engines
+
+
+# --- random weights in a real shape
+
+
+class RandomTensors:
+    """Stands in for a checkpoint: any tensor, made when it is read."""
+
+    def numpy(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return self.torch(name, shape).numpy()
+
+    def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(name.encode()))
+        if len(shape) == 1:
+            return torch.ones(shape)
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+
+def plan_like(report: Path, layers: int) -> dict[tuple[int, str], str]:
+    """Kinds for another number of layers: those of the report, by place in the model."""
+    linears = json.loads(report.read_text())["plan"]["linears"]
+    kinds = {(item["layer"], item["linear"]): item["kind"] for item in linears}
+    known = 1 + max(layer for layer, _ in kinds)
+    return {
+        (layer, unit.name): kinds[layer * known // layers, unit.name]
+        for layer in range(layers)
+        for unit in UNITS
+    }
+
+
+def random_graphs(shape: dict[str, Any], report: Path, folder: Path) -> tuple[Any, DecoderConfig]:
+    """Write fp32 and int8 graphs of random weights; return transformers' model and our config."""
+    hf = hugging_face()
+    described = {**shape, "model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}
+    config = read_config(described)
+    tensors: Any = RandomTensors()
+    top = Layer(weight="score.weight", bias=None, inputs=config.hidden, outputs=2)
+    head = Head(kind=LINEAR, layers=(top,))
+    calibration = Calibration()
+    for layer in range(config.layers):
+        _store_rounded(config, layer, tensors, folder, calibration)
+    for name in ("fp32", "int8"):
+        (folder / name).mkdir()
+    build_decoder(config, head, tensors, folder / "fp32", max_tokens=2048)
+    build_quantized(
+        config,
+        head,
+        tensors,
+        folder / "int8",
+        calibration,
+        plan_like(report, config.layers),
+        max_tokens=2048,
+    )
+    model = hf.Qwen2ForTokenClassification(hf.Qwen2Config(**shape, num_labels=2)).eval()
+    return model, config
+
+
+def _store_rounded(
+    config: DecoderConfig, layer: int, tensors: Any, folder: Path, calibration: Calibration
+) -> None:
+    prefix = layer_prefix(layer)
+    query, value = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    wide, narrow = config.intermediate, config.hidden
+    for name, parts, inputs in (
+        ("self_attn.qkv_proj", {"q": query, "k": value, "v": value}, narrow),
+        ("self_attn.o_proj", {"o": narrow}, query),
+        ("mlp.gate_proj", {"gate": wide}, narrow),
+        ("mlp.up_proj", {"up": wide}, narrow),
+        ("mlp.down_proj", {"down": narrow}, wide),
+    ):
+        group = name.split(".")[0]
+        weight = torch.cat(
+            [
+                tensors.torch(f"{prefix}{group}.{part}_proj.weight", (outputs, inputs))
+                for part, outputs in parts.items()
+            ]
+        )
+        channels, blocks = quantize(weight, None)
+        path = folder / f"{layer}.{name}.npz"
+        np.savez(
+            path,
+            int8=channels.values.T.contiguous().numpy(),
+            int8_scales=channels.scales.numpy(),
+            blocks=blocks.values.numpy(),
+            block_scales=blocks.scales.numpy(),
+        )
+        calibration.stored[prefix + name] = path
+
+
+# --- measuring
+
+
+def time_engines(
+    engines: Sequence[Engine], lengths: Sequence[int], rounds: int, vocab: int
+) -> None:
+    """CPU seconds per pass, engines in turns; the first round only warms up."""
+    rng = np.random.default_rng(0)
+    for length in lengths:
+        ids = rng.integers(10, vocab, length)
+        reads = np.arange(29, length, 30)
+        for turn in range(rounds + 1):
+            for engine in engines if turn % 2 else engines[::-1]:
+                start = time.process_time()
+                engine.run(ids, reads)
+                taken = time.process_time() - start
+                if turn:
+                    engine.seconds.setdefault(length, []).append(taken)
+
+
+def measure_drift(engines: Sequence[Engine], rows: Sequence[Any]) -> None:
+    """Relative RMS of logits, mean |dp| and flips, the first engine being the truth."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for engine in engines:
+        pieces = [engine.run(np.array(row.ids), np.array(row.reads)) for row in rows]
+        if any(piece is None for piece in pieces):
+            continue
+        found[engine.name] = np.concatenate(pieces).astype(np.float64)
+        truth = found[engines[0].name]
+        error = found[engine.name] - truth
+        spread = np.sqrt(np.mean((truth - truth.mean(axis=0)) ** 2))
+        good = [1 / (1 + np.exp(x[:, 0] - x[:, 1])) for x in (truth, found[engine.name])]
+        engine.drift = (
+            float(np.sqrt(np.mean(error**2)) / spread),
+            float(abs(good[0] - good[1]).mean()),
+            float(((good[0] < 0.5) != (good[1] < 0.5)).mean()),
+        )
+
+
+def table(engines: Sequence[Engine], lengths: Sequence[int]) -> list[str]:
+    """Markdown: tokens per CPU second and the ratio to torch bf16, and drift where there is any."""
+    base = next(engine for engine in engines if engine.name == "torch bf16")
+    head = "".join(f" {n} tokens: tokens/s | x torch bf16 |" for n in lengths)
+    lines = [f"| engine |{head} rel. RMS | mean \\|dp\\| | flips |"]
+    lines.append("|---|" + "---:|---:|" * len(lengths) + "---:|---:|---:|")
+    for engine in engines:
+        cells = []
+        for length in lengths:
+            mine, other = (statistics.median(e.seconds[length]) for e in (engine, base))
+            cells.append(f"{length / mine:.0f} | {other / mine:.2f}")
+        drift = engine.drift
+        cells += ["-"] * 3 if drift is None else [f"{drift[0]:.4f}", f"{drift[1]:.4f}"]
+        cells += [] if drift is None else [f"{drift[2]:.2%}"]
+        lines.append(f"| {engine.name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--graph", type=Path, help="PKG/cpu-int8/model.onnx, made from CKPT")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--separator", default="\n")
+    parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--report", type=Path, help="whose plan a random shape follows")
+    parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 384, 1536])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=Path, default=TEXTS)
+    parser.add_argument("--limit", type=int, help="records to measure drift on")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows: list[Any] = []
+        if options.shape:
+            folder = Path(scratch)
+            model, config = random_graphs(SHAPES[options.shape], options.report, folder)
+            graphs = {name: folder / name / "model.onnx" for name in ("fp32", "int8")}
+        elif options.graph and options.checkpoint:
+            reference = TrlReference(options.checkpoint, options.separator)
+            model = reference.model
+            config = read_config(json.loads((options.checkpoint / "config.json").read_bytes()))
+            with Checkpoint(options.checkpoint) as checkpoint:
+                head = find_head(checkpoint.tensors)
+                assert head is not None
+                build_decoder(config, head, checkpoint.tensors, Path(scratch), max_tokens=2048)
+            graphs = {"fp32": Path(scratch) / "model.onnx", "int8": options.graph}
+            records = read_records(options.records, options.limit)
+            rows = [reference.encode(record.problem, record.steps) for record in records]
+        else:
+            parser.error("give --graph and --checkpoint, or --shape and --report")
+        half = type(model)(model.config).to(torch.bfloat16).eval()
+        half.load_state_dict({k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+        engines = [torch_engine(model, "fp32"), torch_engine(half, "bf16")]
+        engines += [ours(name, graph, config) for name, graph in graphs.items()]
+        engines += openvino_engines(model)
+        engines += llama_engines(options.gguf)
+        time_engines(engines, options.tokens, options.rounds, config.vocab)
+        if rows:
+            measure_drift(engines, rows)
+            print(f"drift: {sum(len(row.reads) for row in rows)} steps of {len(rows)} solutions")
+    print("\n".join(table(engines, options.tokens)))
+    print(f"kinds of linears: {', '.join(KINDS)}; CPU time of one thread; {options.rounds} rounds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The ``decoder`` graph with quantized linears: the float32 graph with other products.
+
+In: a calibration and a plan. Out: ``model.onnx`` and its data. Axes: B rows, S new tokens,
+M = B * S, K inputs, N outputs, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from prm_edge_runtime import contract
+
+from ..checkpoint import Tensors
+from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder
+from ..heads import EMBEDDING, Head
+from ..model_config import DecoderConfig
+from ..weights import WeightFile
+from .calibration import Calibration
+from .choose import Plan
+from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, layer_prefix
+from .weights import BLOCK, LEVELS, SECOND
+
+Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
+
+_ZERO: Final = 128
+_SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
+_ROWS_AT_ONCE: Final = 8192
+
+
+def build_quantized(
+    config: DecoderConfig,
+    head: Head,
+    tensors: Tensors,
+    folder: Path,
+    calibration: Calibration,
+    plan: Plan,
+    *,
+    max_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``, over those of another plan."""
+    for name in (GRAPH_NAME, DATA_NAME):
+        (folder / name).unlink(missing_ok=True)
+    kinds = {
+        layer_prefix(layer) + name: kind
+        for (layer, unit), kind in plan.items()
+        for name in next(u.graph for u in UNITS if u.name == unit)
+    }
+    with WeightFile(folder / DATA_NAME) as weights:
+        builder = QuantizedBuilder(config, tensors, weights, calibration, kinds)
+        builder.build(head, max_tokens, progress)
+        model = builder.model(head)
+    (folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
+
+
+class QuantizedBuilder(DecoderBuilder):
+    """Reads folded tensors, and writes each linear in the kind its plan says."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        tensors: Tensors,
+        weights: WeightFile,
+        calibration: Calibration,
+        kinds: Mapping[str, str],
+    ) -> None:
+        super().__init__(config, tensors, weights)
+        self._calibration = calibration
+        self._kinds = kinds
+        self._rounded: dict[str, tuple[str, str]] = {}  # values -> as uint8, scales
+        self._shared: set[str] = set()
+
+    def read(self, name: str, *shape: int) -> NDArray[np.float32]:
+        array = super().read(name, *shape)
+        fold = self._calibration.folds.get(name)
+        return array if fold is None else fold.apply(array)
+
+    def _embed(self) -> str:
+        """Rows of int8, each with its scale.
+
+        ::
+
+            input_ids -+-> Gather(int8 (V,H)) -> Cast -+
+                       |                               * -> (B,S,H)
+                       +-> Gather(scales (V,1)) -------+
+        """
+        table = super().read(EMBEDDING, self.config.vocab, self.config.hidden)
+        values = np.empty(table.shape, dtype=np.int8)
+        scales = np.empty((len(table), 1), dtype=np.float32)
+        for start in range(0, len(table), _ROWS_AT_ONCE):  # no second table in float32
+            rows = table[start : start + _ROWS_AT_ONCE]
+            scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
+            scales[start : start + _ROWS_AT_ONCE] = scale
+            values[start : start + _ROWS_AT_ONCE] = np.rint(rows / scale)
+        ids = contract.INPUT_IDS.name
+        picked = self.node(
+            "Gather", [self.constant("embedding", values), ids], ["embedded.int8"], axis=0
+        )
+        floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
+        scale = self.node(
+            "Gather", [self.constant("embedding.scales", scales), ids], ["embedded.scale"], axis=0
+        )
+        return self.node("Mul", [floats, scale], ["embedded"])
+
+    def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
+        kind = self._kinds[name]
+        if kind == FP32:
+            return super()._linear(name, source, weight, bias)
+        emit = {INT8: self._int8, INT8X2: self._int8_twice, BLOCKS: self._blocks}[kind]
+        with np.load(self._calibration.stored[name]) as stored:
+            out = emit(name, source, stored)
+        if bias is None:
+            return out
+        return self.node("Add", [out, self.constant(f"{name}.bias", bias)], [f"{name}.biased"])
+
+    def _int8(self, name: str, source: str, stored: Stored) -> str:
+        """Integers times integers, then both scales.
+
+        ::
+
+            source (B,S,K) -> rounded (M,K) -> MatMulIntegerToFloat -> (M,N) -> * -> (B,S,N)
+                                  scale (M,1) ---------------------------------^
+        """
+        rounded, scale = self._rounded_rows(source, len(stored["int8"]))
+        product = self._product(name, rounded, stored)
+        scaled = self.node("Mul", [product, scale], [f"{name}.scaled"])
+        return self.node("Reshape", [scaled, self._token_axes()], [name])
+
+    def _int8_twice(self, name: str, source: str, stored: Stored) -> str:
+        """The same for what rounding left of the activations too, in one product of 2M rows.
+
+        ::
+
+            source -+-> rounded (M,K) ------------+-> Concat (2M,K) -> product -> Split -+-> + -> *
+                    +-> error -> rounded (M,K) ---+                                      +-> /254
+        """
+        inputs = len(stored["int8"])
+        _, scale = self._rounded_rows(source, inputs)
+        product = self._product(name, self._rounded_twice(source, inputs), stored)
+        first, second = f"{name}.first", f"{name}.second"
+        self.node("Split", [product], [first, second], axis=0)
+        finer = self._once("finer", np.array(1 / SECOND, dtype=np.float32))
+        small = self.node("Mul", [second, finer], [f"{name}.small"])
+        total = self.node("Add", [first, small], [f"{name}.total"])
+        scaled = self.node("Mul", [total, scale], [f"{name}.scaled"])
+        return self.node("Reshape", [scaled, self._token_axes()], [name])
+
+    def _product(self, name: str, rounded: str, stored: Stored) -> str:
+        return self.node(
+            "MatMulIntegerToFloat",
+            [
+                rounded,
+                self.constant(f"{name}.int8", stored["int8"]),
+                self._once("one", np.array(1.0, dtype=np.float32)),
+                self.constant(f"{name}.scales", stored["int8_scales"]),
+                self._once("zero", np.array(_ZERO, dtype=np.uint8)),
+            ],
+            [f"{name}.product"],
+            MICROSOFT,
+        )
+
+    def _rounded_rows(self, source: str, inputs: int) -> tuple[str, str]:
+        """uint8 around 128 with a scale per token, made once for all that read the same values.
+
+        ::
+
+            source (B,S,K) -> Reshape -> rows (M,K) -+-> QuantizeLinear(axis=0) -> (M,K)
+                                                     |         ^ scale (M,)
+                                                     +-> Abs -> max -> / 127 ----> (M,1)
+        """
+        if source in self._rounded:
+            return self._rounded[source]
+        flat = self._once(f"rows_of_{inputs}", np.array([-1, inputs], dtype=np.int64))
+        rows = self.node("Reshape", [source, flat], [f"{source}.rows"])
+        sizes = self.node("Abs", [rows], [f"{source}.sizes"])
+        largest = self.node("ReduceMax", [sizes], [f"{source}.largest"], axes=[1], keepdims=1)
+        step = self._once("step", np.array(1 / LEVELS, dtype=np.float32))
+        raw = self.node("Mul", [largest, step], [f"{source}.raw_scale"])
+        smallest = self._once("smallest", np.array(_SMALLEST, dtype=np.float32))
+        scale = self.node("Max", [raw, smallest], [f"{source}.scale"])
+        line = self._once("line", np.array([-1], dtype=np.int64))
+        per_row = self.node("Reshape", [scale, line], [f"{source}.row_scale"])
+        rounded = self.node(
+            "QuantizeLinear", [rows, per_row, self._zeros(per_row)], [f"{source}.uint8"], axis=0
+        )
+        self._rounded[source] = (rounded, scale)
+        return rounded, scale
+
+    def _rounded_twice(self, source: str, inputs: int) -> str:
+        """Rounded values above their rounded errors, 254 times as fine. -> uint8 (2M, K)"""
+        name = f"{source}.both"
+        if name in self._shared:
+            return name
+        self._shared.add(name)
+        rounded, _ = self._rounded_rows(source, inputs)
+        per_row = f"{source}.row_scale"
+        zeros = self._zeros(per_row)
+        back = self.node(
+            "DequantizeLinear", [rounded, per_row, zeros], [f"{source}.restored"], axis=0
+        )
+        error = self.node("Sub", [f"{source}.rows", back], [f"{source}.error"])
+        finer = self._once("finer", np.array(1 / SECOND, dtype=np.float32))
+        fine_scale = self.node("Mul", [per_row, finer], [f"{source}.fine_scale"])
+        fine = self.node("QuantizeLinear", [error, fine_scale, zeros], [f"{source}.fine"], axis=0)
+        return self.node("Concat", [rounded, fine], [name], axis=0)
+
+    def _zeros(self, per_row: str) -> str:
+        """A zero point for each row, as QuantizeLinear wants them; the same everywhere. -> (M,)"""
+        if "zeros" not in self._shared:
+            self._shared.add("zeros")
+            shape = self.node("Shape", [per_row], ["rows.shape"])
+            value = helper.make_tensor("zero", TensorProto.UINT8, [1], [_ZERO])
+            self.node("ConstantOfShape", [shape], ["zeros"], value=value)
+        return "zeros"
+
+    def _token_axes(self) -> str:
+        """The shape (B, S, -1)."""
+        if "token_axes" not in self._shared:
+            self._shared.add("token_axes")
+            shape = self.node("Shape", [contract.INPUT_IDS.name], ["ids.shape"])
+            rest = self.constant("rest", np.array([-1], dtype=np.int64))
+            self.node("Concat", [shape, rest], ["token_axes"], axis=0)
+        return "token_axes"
+
+    def _once(self, name: str, array: NDArray[Any]) -> str:
+        if name in self._shared:
+            return name
+        self._shared.add(name)
+        return self.constant(name, array)
+
+    def _blocks(self, name: str, source: str, stored: Stored) -> str:
+        """Weights in 8-bit blocks; the operator rounds activations in blocks too."""
+        outputs = len(stored["blocks"])
+        return self.node(
+            "MatMulNBits",
+            [
+                source,
+                self.constant(f"{name}.blocks", stored["blocks"]),
+                self.constant(f"{name}.scales", stored["block_scales"].reshape(-1)),
+            ],
+            [name],
+            MICROSOFT,
+            K=len(stored["int8"]),
+            N=outputs,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=4,
+        )

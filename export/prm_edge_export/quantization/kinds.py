@@ -1,0 +1,70 @@
+"""The linears of a decoder layer, and the kinds each of them can be.
+
+A closed vocabulary, as data: which tensors a linear is made of, what it reads, what a kind costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+INT8: Final = "int8"  # per-token activations, per-channel weights
+INT8X2: Final = "int8x2"  # the same, and what rounding left of the activations in a second pass
+BLOCKS: Final = "blocks"  # 8-bit blocks of 32, activations too
+FP32: Final = "fp32"
+# Time of one multiply-add, that of int8 being 1: benchmarks/kinds.py, 384 tokens, one Zen 4 core,
+# the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
+COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
+# Of the multiply-adds: what keeps int8 worth its name, and its speed
+LEAST_INT8: Final = 0.65  # in one pass or two
+MOST_FP32: Final = 0.05
+KINDS: Final = tuple(COSTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Linears that read the same values and are planned together.
+
+    ``parts``: modules of the layer, as its tensors are named. ``graph``: the graph's names for
+    them, one per product. ``gain``: the norm before it, whose gain takes up the smoothing; else
+    ``rows_of``: the part whose output rows do.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    graph: tuple[str, ...]
+    gain: str | None = None
+    rows_of: str | None = None
+
+
+UNITS: Final = (
+    Unit(
+        name="qkv",
+        parts=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        graph=("self_attn.qkv_proj",),
+        gain="input_layernorm",
+    ),
+    Unit(
+        name="o",
+        parts=("self_attn.o_proj",),
+        graph=("self_attn.o_proj",),
+        rows_of="self_attn.v_proj",
+    ),
+    Unit(
+        name="gate_up",
+        parts=("mlp.gate_proj", "mlp.up_proj"),
+        graph=("mlp.gate_proj", "mlp.up_proj"),
+        gain="post_attention_layernorm",
+    ),
+    Unit(
+        name="down",
+        parts=("mlp.down_proj",),
+        graph=("mlp.down_proj",),
+        rows_of="mlp.up_proj",
+    ),
+)
+
+
+def layer_prefix(layer: int) -> str:
+    """How the names of a layer's tensors begin."""
+    return f"model.layers.{layer}."

@@ -1,0 +1,140 @@
+"""Run transformers' own layers one at a time over many records, so that one is in memory.
+
+In: a decoder's config, head and lazily read tensors, and encoded records. Out: what each layer
+reads and gives, and the reference's logits. B rows, T tokens, H hidden size, N reads, C logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prm_edge_runtime.encoding import Encoded
+
+from ..checkpoint import Tensors
+from ..heads import EMBEDDING, Head
+from ..model_config import DecoderConfig
+from ..reference import load_layer_model, load_top
+from .kinds import layer_prefix
+
+BATCH_TOKENS: Final = 1024
+
+Hook = Callable[[torch.Tensor], torch.Tensor | None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Batch:
+    """Records of about the same length, padded on the right, where no token is looked at.
+
+    ``stream`` (B, T, H) moves on from layer to layer; ``valid`` (B, T) says where tokens are.
+    """
+
+    records: tuple[int, ...]
+    valid: torch.Tensor
+    stream: torch.Tensor
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The stream at every token. -> (tokens, H)"""
+        return self.stream[self.valid]
+
+
+class LayerRunner:
+    """The reference, one layer at a time."""
+
+    def __init__(self, config: DecoderConfig, head: Head, tensors: Tensors) -> None:
+        self._config = config
+        self._head = head
+        self._tensors = tensors
+        self._model = load_layer_model(config, head)
+        self._norm = self._model.norm
+        self._model.norm = torch.nn.Identity()  # the stream goes on as it is
+
+    @property
+    def layer(self) -> Any:
+        """The module, which holds the layer of the last :meth:`load`."""
+        return self._model.layers[0]
+
+    def load(self, index: int) -> None:
+        """Fill the module with a layer of the checkpoint.
+
+        Raises:
+            CheckpointError: when a tensor is missing, has another shape or is not finite.
+        """
+        with torch.no_grad():
+            for name, parameter in self.layer.named_parameters():
+                stored = self._tensors.torch(layer_prefix(index) + name, tuple(parameter.shape))
+                parameter.copy_(stored)
+
+    def batches(self, records: Sequence[Encoded]) -> list[Batch]:
+        """Embed records, those of similar length together."""
+        shape = (self._config.vocab, self._config.hidden)
+        table = self._tensors.torch(EMBEDDING, shape)
+        lengths = [len(record.ids) for record in records]
+        batches, taken = [], 0
+        order = sorted(range(len(records)), key=lambda index: lengths[index])
+        while taken < len(order):
+            count = 1
+            while (
+                taken + count < len(order)
+                and (count + 1) * lengths[order[taken + count]] <= BATCH_TOKENS
+            ):
+                count += 1
+            chosen = tuple(order[taken : taken + count])
+            taken += count
+            ids = torch.zeros(len(chosen), lengths[chosen[-1]], dtype=torch.int64)
+            valid = torch.zeros_like(ids, dtype=torch.bool)
+            for row, index in enumerate(chosen):
+                ids[row, : lengths[index]] = torch.from_numpy(records[index].ids)
+                valid[row, : lengths[index]] = True
+            batches.append(Batch(records=chosen, valid=valid, stream=table[ids]))
+        return batches
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        """Run the loaded layer. (B, T, H) -> (B, T, H)"""
+        out: torch.Tensor = self._model(inputs_embeds=stream, use_cache=False).last_hidden_state
+        return out
+
+    def logits(self, batches: Sequence[Batch], records: Sequence[Encoded]) -> list[Any]:
+        """Final norm and head at the read positions of streams that passed every layer.
+
+        -> for each record (N, C)
+        """
+        found: list[NDArray[np.float32] | None] = [None] * len(records)
+        shape = (self._config.hidden,)
+        with torch.no_grad():
+            self._norm.weight.copy_(self._tensors.torch("model.norm.weight", shape))
+        top = load_top(self._head, self._tensors).eval()
+        for batch in batches:
+            for row, index in enumerate(batch.records):
+                reads = torch.from_numpy(records[index].reads)
+                found[index] = top(self._norm(batch.stream[row, reads])).numpy()
+        return found
+
+
+@contextmanager
+def hooked(layer: Any, hooks: dict[str, Hook]) -> Iterator[None]:
+    """Let functions see, and perhaps replace, what modules of a layer read."""
+
+    def before(hook: Hook) -> Any:
+        def call(module: Any, inputs: tuple[torch.Tensor, ...]) -> Any:
+            changed = hook(inputs[0])
+            return None if changed is None else (changed, *inputs[1:])
+
+        return call
+
+    handles = [
+        layer.get_submodule(name).register_forward_pre_hook(before(hook))
+        for name, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,245 @@
+"""Calibrate, then build the cheapest graph whose measured drift stays within the target.
+
+In: what an export decided, and the records of the proof. Out: the graph in its folder, the
+reference's logits of these records, and what was chosen. Drift is measured with the shipped
+engine, on solutions that neither calibration nor proof uses. N reads, C logits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prm_edge_runtime import scoring
+from prm_edge_runtime.encoding import Encoded
+from prm_edge_runtime.engine import open_engine
+from prm_edge_runtime.errors import ProofError
+from prm_edge_runtime.manifest import DECODER, Variant
+from prm_edge_runtime.recipe import Score
+
+from ..checkpoint import Tensors
+from ..graph import GRAPH_NAME
+from ..heads import Head
+from ..model_config import DecoderConfig
+from . import choose
+from .calibration import Calibration, calibrate
+from .graph import build_quantized
+from .kinds import COSTS, INT8
+from .layers import LayerRunner
+from .texts import Solutions
+
+Say = Callable[[str], None]
+
+# What the plan aims at, on its own solutions, so that the budget is met on those of the proof
+TARGET_MEAN_DP: Final = 0.006
+TARGET_REL_RMS: Final = 0.05
+TRIES: Final = 5
+_STRICTER: Final = 0.9  # aim a little below what the last measurement says is needed
+WORST_SHOWN: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """Distance of a graph from the reference on the plan's solutions."""
+
+    mean_dp: float
+    rel_rms: float
+
+    @property
+    def of_target(self) -> float:
+        """1 where the worse of both figures just meets its target."""
+        return max(self.mean_dp / TARGET_MEAN_DP, self.rel_rms / TARGET_REL_RMS)
+
+
+class StoredReference:
+    """Logits that the reference gave while its layers were in memory."""
+
+    def __init__(self, records: Sequence[Encoded], logits: Sequence[NDArray[np.float32]]) -> None:
+        self._logits = {
+            (r.ids.tobytes(), r.reads.tobytes()): found
+            for r, found in zip(records, logits, strict=True)
+        }
+
+    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The logits of a record it was made with. (T,), (N,) -> (N, C)"""
+        try:
+            return self._logits[ids.tobytes(), reads.tobytes()]
+        except KeyError:
+            raise ProofError(
+                f"the reference was not run on this record of {len(ids)} tokens; please report this"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """What was built: the reference's answers, the plan for the report, the worst linears."""
+
+    reference: StoredReference
+    report: dict[str, Any]
+    worst: list[str]
+
+
+def build_within_target(
+    config: DecoderConfig,
+    head: Head,
+    tensors: Tensors,
+    score: Score,
+    folder: Path,
+    solutions: Solutions,
+    verification: Sequence[Encoded],
+    *,
+    max_tokens: int,
+    say: Say,
+) -> Quantized:
+    """Write ``model.onnx`` and its data into ``folder``.
+
+    When no plan meets the target the most precise one that was tried stays; the proof decides.
+
+    Raises:
+        CheckpointError: when a tensor is missing, has another shape or is not finite.
+    """
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    searched = solutions.search
+    count = len(solutions.calibration)
+    try:
+        calibration = calibrate(
+            LayerRunner(config, head, tensors),
+            config,
+            [*solutions.calibration, *searched, *verification],
+            count,
+            scratch,
+            lambda done, total: say(f"calibration: layer {done} of {total}"),
+        )
+        wanted = calibration.logits[count : count + len(searched)]
+
+        def build(plan: choose.Plan) -> Drift:
+            build_quantized(config, head, tensors, folder, calibration, plan, max_tokens=max_tokens)
+            got = _run(config, head, folder, searched)
+            return _drift(wanted, got, score)
+
+        plan, drift = _search(calibration, build, say)
+    finally:
+        shutil.rmtree(scratch)
+    return Quantized(
+        reference=StoredReference(verification, calibration.logits[count + len(searched) :]),
+        report=_report(calibration, plan, drift, solutions),
+        worst=_worst(calibration, plan),
+    )
+
+
+def _search(
+    calibration: Calibration, build: Callable[[choose.Plan], Drift], say: Say
+) -> tuple[choose.Plan, Drift]:
+    """Build plans until one meets the target. Drift grows with the root of the summed errors."""
+    units = calibration.units
+    plan = choose.cheapest(units)
+    tried: list[tuple[choose.Plan, Drift]] = []
+    while True:
+        drift = build(plan)
+        tried.append((plan, drift))
+        shares = choose.shares(units, plan)
+        say(
+            f"plan {len(tried)}: {shares[INT8]:.0%} int8, relative cost "
+            f"{_relative_cost(calibration, plan):.2f}, mean |dp| {drift.mean_dp:.4f}, relative RMS "
+            f"{drift.rel_rms:.4f} on its own solutions"
+        )
+        if drift.of_target <= 1 or len(tried) == TRIES:
+            break
+        allowed = choose.total_error(units, plan) * (_STRICTER / drift.of_target) ** 2
+        following = choose.choose(units, allowed)
+        if following == plan:
+            break
+        plan = following
+    best = min(tried, key=lambda pair: pair[1].of_target)
+    if drift.of_target > 1 and best[0] is not plan:
+        build(best[0])
+        return best
+    return plan, drift
+
+
+def _run(
+    config: DecoderConfig, head: Head, folder: Path, records: Sequence[Encoded]
+) -> list[NDArray[np.float32]]:
+    variant = Variant(
+        name="plan",
+        device="cpu",
+        precision=INT8,
+        interface=DECODER,
+        graph=GRAPH_NAME,
+        files=(),
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        proof={},
+    )
+    engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
+    return [engine.run(record.ids, record.reads) for record in records]
+
+
+def _drift(
+    wanted: Sequence[NDArray[np.float32]], got: Sequence[NDArray[np.float32]], score: Score
+) -> Drift:
+    expected, found = np.concatenate(wanted), np.concatenate(got)
+    spread = max(float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2))), 1e-30)
+    differences = scoring.scores_from_logits(found, score) - scoring.scores_from_logits(
+        expected, score
+    )
+    return Drift(
+        mean_dp=float(abs(differences).mean()),
+        rel_rms=float(np.sqrt(np.mean((found - expected) ** 2))) / spread,
+    )
+
+
+def _relative_cost(calibration: Calibration, plan: choose.Plan) -> float:
+    everything = choose.cost(calibration.units, choose.cheapest(calibration.units))
+    return choose.cost(calibration.units, plan) / everything
+
+
+def _report(
+    calibration: Calibration, plan: choose.Plan, drift: Drift, solutions: Solutions
+) -> dict[str, Any]:
+    shares = choose.shares(calibration.units, plan)
+    return {
+        "shares": {kind: round(share, 4) for kind, share in shares.items()},
+        "cost": round(_relative_cost(calibration, plan), 4),
+        "cost_of": "its linears, where all of them in int8 cost 1",
+        "kind_costs": COSTS,
+        "drift": {"mean_abs_dp": drift.mean_dp, "logit_rel_rms": drift.rel_rms},
+        "target": {"mean_abs_dp": TARGET_MEAN_DP, "logit_rel_rms": TARGET_REL_RMS},
+        "solutions": {
+            "calibration": len(solutions.calibration),
+            "search": len(solutions.search),
+            **solutions.hashes,
+        },
+        "linears": [
+            {
+                "layer": unit.layer,
+                "linear": unit.unit,
+                "kind": plan[unit.layer, unit.unit],
+                "smoothing": unit.strength,
+                "compensated": unit.compensated,
+                "errors": {kind: float(f"{error:.3g}") for kind, error in unit.errors.items()},
+            }
+            for unit in calibration.units
+        ],
+    }
+
+
+def _worst(calibration: Calibration, plan: choose.Plan) -> list[str]:
+    """The linears that lose most, as lines of a table."""
+    total = max(choose.total_error(calibration.units, plan), 1e-30)
+    lost = sorted(
+        ((u.errors[plan[u.layer, u.unit]], u) for u in calibration.units), key=lambda x: -x[0]
+    )[:WORST_SHOWN]
+    return [
+        f"  layer {unit.layer:3d}  {unit.unit:8}  {plan[unit.layer, unit.unit]:7} "
+        f"{error / total:6.1%} of the plan's error"
+        for error, unit in lost
+    ]

@@ -1,0 +1,317 @@
+"""``prm-edge serve`` as a process: signals, kills, sockets; and what it refuses to do."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from score_command import assert_one_sentence, posix
+
+from prm_edge.cli import cli
+from prm_edge.server import run
+from prm_edge_runtime import Scorer
+from prm_edge_runtime.errors import ConfigError
+
+PROBLEM = "Solve for x: 2x + 4 = 10."
+STEPS = ["2x = 6", "x = 3"]
+
+
+class Server:
+    """A server of its own process, on a free port."""
+
+    def __init__(self, package: Path, *arguments: str, port: int = 0) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "prm_edge", "serve", "-m", str(package)),
+                *("--port", str(port), *arguments),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr
+        first = self.process.stderr.readline()
+        found = re.search(r" at http://127.0.0.1:(\d+)$", first.strip())
+        assert found, first + self.process.stderr.read()
+        self.port = int(found[1])
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        while self.get("/health")[0] != 200:
+            time.sleep(0.01)
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        self.log.extend(self.process.stderr)
+
+    def connect(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        connection = self.connect()
+        connection.request("GET", path)
+        return _answer(connection)
+
+    def post(self, path: str, data: Any) -> tuple[int, Any]:
+        connection = self.connect()
+        _send(connection, path, data)
+        return _answer(connection)
+
+    def end(self) -> str:
+        self._reader.join(30)
+        assert self.process.stderr
+        self.process.stderr.close()
+        return "".join(self.log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+        self.end()
+
+
+def _send(connection: HTTPConnection, path: str, data: Any) -> None:
+    connection.request("POST", path, json.dumps(data), {"Content-Type": "application/json"})
+
+
+def _answer(connection: HTTPConnection) -> tuple[int, Any]:
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, json.loads(body) if body else None
+
+
+@pytest.fixture
+def server(tiny_package: Path) -> Iterator[Server]:
+    started = Server(tiny_package)
+    yield started
+    if started.process.poll() is None:
+        started.kill()
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_answers_everything_it_accepted_before_it_ends(
+    server: Server, tiny_package: Path, number: int
+) -> None:
+    # as much as there can be in flight: each on a connection of its own
+    problems = [f"Solve for x: {n}x + 4 = 10." for n in range(120)]
+    connections = [server.connect() for _ in problems]
+    for connection, problem in zip(connections, problems, strict=True):
+        _send(connection, "/v1/score", {"problem": problem, "steps": STEPS * 6})
+    for _ in range(3):
+        server.get("/health")  # round trips: what was sent before them is accepted
+    server.process.send_signal(number)
+    answers = [_answer(connection) for connection in connections]
+    assert server.process.wait(60) == 0
+    log = server.end()
+    with Scorer.load(tiny_package) as scorer:
+        for problem, (status, answer) in zip(problems, answers, strict=True):
+            assert status == 200
+            expected = scorer.score(problem, STEPS * 6).scores
+            assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+    assert "Traceback" not in log
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+@posix
+def test_serve_starts_again_after_a_kill(server: Server, tiny_package: Path) -> None:
+    data = {"problem": PROBLEM, "steps": STEPS}
+    before = server.post("/v1/score", data)
+    _, session = server.post("/v1/sessions", {"problem": PROBLEM})
+    with ThreadPoolExecutor(8) as pool:
+        flood = [pool.submit(server.post, "/v1/score", data) for _ in range(40)]
+        server.process.kill()
+        for one in flood:
+            # answered in full, or a connection that breaks: never half an answer
+            if one.exception() is None:
+                assert one.result() == before
+    server.process.wait(30)
+    server.end()
+    again = Server(tiny_package, port=server.port)
+    try:
+        assert again.post("/v1/score", data) == before
+        status, told = again.post(f"/v1/sessions/{session['id']}/steps", {"steps": STEPS})
+        assert (status, told["error"]["code"]) == (404, "no_session")
+    finally:
+        again.kill()
+
+
+def test_serve_gives_every_client_its_own_answer(server: Server, tiny_package: Path) -> None:
+    def ask(n: int) -> tuple[int, Any]:
+        return server.post("/v1/score", {"problem": f"{n} + {n} = ?", "steps": [f"{n + n}"]})
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(200)))
+    with Scorer.load(tiny_package) as scorer:
+        expected = scorer.score_many((f"{n} + {n} = ?", [f"{n + n}"]) for n in range(200))
+    assert [status for status, _ in answers] == [200] * 200
+    for (_, answer), one in zip(answers, expected, strict=True):
+        assert answer["scores"] == pytest.approx(one.scores, abs=1e-6)
+
+
+def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Path) -> None:
+    import asyncio
+
+    import uvicorn
+
+    from prm_edge.server.app import create_app
+    from prm_edge.server.backend import Backend
+    from prm_edge.server.connections import connection_class
+    from prm_edge.server.limits import Limits
+
+    limits = Limits(connections=2, header_s=0.2)
+
+    async def talk(port: int, sent: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        got = await asyncio.wait_for(reader.read(), 30)  # until it is closed
+        writer.close()
+        return got
+
+    async def test(scorer: Scorer) -> None:
+        listening = run.open_socket("127.0.0.1", 0)
+        config = uvicorn.Config(
+            create_app(Backend(scorer), limits=limits),
+            http=connection_class(limits),
+            log_config=None,
+            ws="none",
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.ensure_future(server.serve(sockets=[listening]))
+        port = listening.getsockname()[1]
+        good = b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert b"200 OK" in await talk(port, good)
+        mute, half = (asyncio.ensure_future(talk(port, s)) for s in (b"", b"GET / HTTP/1.1\r\nHo"))
+        while len(server.server_state.connections) < 2:
+            await asyncio.sleep(0.005)
+        for connection in server.server_state.connections:
+            one = connection.transport.get_extra_info("socket")
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms an answer
+        full = await talk(port, good)
+        assert full.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r\n" in full
+        assert json.loads(full.partition(b"\r\n\r\n")[2])["error"]["code"] == "busy"
+        assert await mute == await half == b""
+        assert b"200 OK" in await talk(port, good)
+        server.should_exit = True
+        await task
+        listening.close()
+
+    with Scorer.load(tiny_package) as scorer:
+        asyncio.run(asyncio.wait_for(test(scorer), 60))
+
+
+def test_serve_ends_when_the_self_test_fails(tiny_package: Path, tmp_path: Path) -> None:
+    import hashlib
+    import shutil
+
+    package = tmp_path / "wrong"
+    shutil.copytree(tiny_package, package)
+    tests = json.loads((package / "selftest.json").read_text())
+    tests["cases"][0]["scores"][0] = 0.999
+    raw = json.dumps(tests).encode()
+    (package / "selftest.json").write_bytes(raw)
+    manifest = json.loads((package / "prm_edge.json").read_text())
+    manifest["files"]["selftest.json"] = {
+        "size": len(raw),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
+    (package / "prm_edge.json").write_text(json.dumps(manifest))
+    done = subprocess.run(
+        [sys.executable, "-m", "prm_edge", "serve", "-m", str(package), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert_one_sentence(done.stderr.splitlines(True)[-1], "does not reproduce the model")
+    assert "Traceback" not in done.stderr
+
+
+# --- what it refuses to do
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], r"0\.0\.0\.0 can be reached from other machines"),
+        (["--host", "::"], ":: can be reached from other machines"),
+        (["--host", "example.org"], "example.org can be reached from other machines"),
+        (["--allow-host", "https://a"], "an allowed host must be a name or an address"),
+        (["--allow-host", "a:80"], "an allowed host must be a name or an address"),
+        (["--allow-host", "*"], "an allowed host must be a name or an address"),
+        (["--keys", "nowhere"], "the keys in 'nowhere' cannot be read"),
+        (["-m", "nowhere", "--port", "0"], "nowhere"),
+    ],
+)
+def test_serve_refuses_wrong_usage(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(cli, ["serve", *arguments])
+    assert done.exit_code == 2
+    assert_one_sentence(done.stderr, words)
+
+
+def test_serve_says_when_the_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = CliRunner().invoke(cli, ["serve", "--port", str(taken.getsockname()[1])])
+    assert done.exit_code == 1
+    assert "in use" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+def test_serve_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = builtins.__import__
+
+    def missing(module: str, *arguments: Any, **more: Any) -> Any:
+        if module == name or module.startswith(f"{name}."):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(module, *arguments, **more)
+
+    for module in [m for m in sys.modules if m.startswith("prm_edge.server.")]:
+        monkeypatch.delitem(sys.modules, module)
+    import prm_edge.server
+
+    monkeypatch.delattr(prm_edge.server, "run", raising=False)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    done = CliRunner().invoke(cli, ["serve"])
+    assert done.exit_code == 1
+    assert_one_sentence(done.stderr, rf"needs {name}, .* pip install 'prm-edge\[serve\]'")
+
+
+def test_serve_may_listen_beyond_this_machine_when_told() -> None:
+    run.check_exposure("0.0.0.0", has_keys=True, anyone=False)
+    run.check_exposure("0.0.0.0", has_keys=False, anyone=True)
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        run.check_exposure(host, has_keys=False, anyone=False)
+    with pytest.raises(ConfigError, match="give --keys FILE, or --anyone"):
+        run.check_exposure("192.168.0.3", has_keys=False, anyone=False)
+
+
+def test_serve_answers_to_its_own_address_and_those_allowed() -> None:
+    own = ("localhost", "127.0.0.1", "[::1]")
+    assert run.allowed_hosts("127.0.0.1", []) == own
+    assert run.allowed_hosts("10.0.0.7", ["tutor.example"]) == (*own, "10.0.0.7", "tutor.example")
+    assert run.allowed_hosts("fe80::1", ["[::2]"]) == (*own, "[fe80::1]", "[::2]")
+
+
+def test_serve_tells_where_it_listens() -> None:
+    with run.open_socket("127.0.0.1", 0) as listening:
+        assert run.url(listening) == f"http://127.0.0.1:{listening.getsockname()[1]}"
+    if socket.has_ipv6 and os.path.exists("/proc/net/if_inet6"):
+        with run.open_socket("::1", 0) as listening:
+            assert run.url(listening).startswith("http://[::1]:")

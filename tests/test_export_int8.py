@@ -1,0 +1,312 @@
+"""int8 end to end on tiny checkpoints: graph, plan, proof, gate and refusals, judged by torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the export extra")
+
+import checkpoints
+import decoder_graph
+import onnx
+import torch
+from int8_packages import KINDS_IN_TURN, SOLUTIONS, export_int8, plan_in_turn, write_texts
+from torch_reference import torch_scores
+
+from prm_edge_export import proof
+from prm_edge_export.graph import DATA_NAME, GRAPH_NAME
+from prm_edge_export.quantization import search
+from prm_edge_runtime import Scorer
+from prm_edge_runtime.errors import CheckpointError, ConfigError, ProofError, UnsupportedError
+
+PROBLEM = "A shop sells 12 apples for $3. How much do 20 apples cost?"
+STEPS = ["12 apples cost $3, so one costs 3 / 12 = $0.25.", "20 * 0.25 = 5", "So $5."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.trl_llama(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "package"
+    export_int8(checkpoint, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def mixed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of linear in one graph."""
+    out = tmp_path_factory.mktemp("mixed") / "package"
+    with pytest.MonkeyPatch.context() as patch:
+        plan_in_turn(patch)
+        export_int8(checkpoint, out)
+    return out
+
+
+def ops(package: Path) -> Counter[str]:
+    model = onnx.load(str(package / "cpu-int8" / GRAPH_NAME), load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("maker", "changes"),
+    [
+        (checkpoints.trl_llama, {"attention_bias": True, "mlp_bias": True}),
+        (checkpoints.trl_qwen2, {"num_key_value_heads": 1}),
+        (checkpoints.trl_qwen3, {}),
+        (checkpoints.trl_mistral, {"window": 11}),
+        (checkpoints.qwen_prm, {}),
+    ],
+    ids=["llama-biases", "qwen2", "qwen3", "mistral-window", "mlp-head"],
+)
+def test_int8_is_close_to_torch(maker: Any, changes: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = maker(tmp_path / "tiny", **changes)
+    separator = None if maker is checkpoints.qwen_prm else "\n"
+    report = export_int8(checkpoint, tmp_path / "pkg", separator=separator)
+    assert report["proof"]["mean_abs_dp"] < 0.01
+    assert report["proof"]["logit_rel_rms"] < 0.1
+    scorer = Scorer.load(tmp_path / "pkg", self_test=True)
+    assert scorer.variant == "cpu-int8"
+    if separator:
+        wanted = torch_scores(checkpoint, PROBLEM, STEPS, separator)
+        np.testing.assert_allclose(scorer.score(PROBLEM, STEPS).scores, wanted, atol=0.06)
+
+
+def test_int8_folding_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # every linear in fp32 and an embedding that int8 holds exactly: only the folding is left
+    checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny")
+    tensors = checkpoints.read_tensors(checkpoint)
+    table = tensors["model.embed_tokens.weight"]
+    step = table.abs().amax(dim=1, keepdim=True) / 127
+    tensors["model.embed_tokens.weight"] = (table / step).round() * step
+    checkpoints.write_shards(checkpoint, tensors)
+    plan_in_turn(monkeypatch, ("fp32",))
+    report = export_int8(checkpoint, tmp_path / "pkg")
+    assert report["proof"]["max_abs_dp"] < 1e-5
+    assert any(linear["smoothing"] for linear in report["plan"]["linears"])
+    assert ops(tmp_path / "pkg")["MatMulIntegerToFloat"] == 0
+
+
+def test_int8_rounds_each_activation_once(package: Path, checkpoint: Path) -> None:
+    report = json.loads((package / "cpu-int8/report.json").read_text())
+    layers = len(report["plan"]["linears"]) // 4
+    kinds = Counter(linear["kind"] for linear in report["plan"]["linears"])
+    found = ops(package)
+    assert layers == 2
+    assert set(kinds) <= {"int8", "int8x2"}
+    assert found["MatMulIntegerToFloat"] == 5 * layers  # q, k and v are one product
+    assert found["QuantizeLinear"] == 4 * layers + kinds["int8x2"]
+    assert found["MatMul"] == found["MatMulNBits"] == 0
+
+
+def test_int8_graph_has_the_kinds_of_its_plan(mixed: Path) -> None:
+    report = json.loads((mixed / "cpu-int8/report.json").read_text())
+    kinds = Counter(linear["kind"] for linear in report["plan"]["linears"])
+    assert set(kinds) == set(KINDS_IN_TURN)
+    assert sum(report["plan"]["shares"].values()) == pytest.approx(1, abs=1e-3)
+    found = ops(mixed)
+    assert min(found[op] for op in ("MatMulIntegerToFloat", "MatMulNBits", "MatMul")) > 0
+
+
+@pytest.mark.parametrize("cut", [2, 15, 16, 18, 34, 50])
+def test_int8_graph_is_exact_however_it_is_cut(mixed: Path, cut: int) -> None:
+    decoder_graph.check_two_chunks(decoder_graph.Graph(mixed), cut)
+
+
+def test_int8_graph_is_exact_in_chunks_and_batches(mixed: Path) -> None:
+    graph = decoder_graph.Graph(mixed)
+    decoder_graph.check_many_chunks(graph)
+    decoder_graph.check_padded_rows(graph)
+
+
+def test_int8_holds_no_float_embedding(package: Path) -> None:
+    model = onnx.load(str(package / "cpu-int8" / GRAPH_NAME), load_external_data=False)
+    (table,) = [tensor for tensor in model.graph.initializer if tensor.name == "embedding"]
+    assert table.data_type == onnx.TensorProto.INT8
+
+
+def test_int8_same_checkpoint_gives_same_bytes(
+    package: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    export_int8(checkpoint, tmp_path / "package")
+    assert Scorer.load(tmp_path / "package").package.digest == Scorer.load(package).package.digest
+
+
+def test_int8_report_says_everything(package: Path) -> None:
+    report = json.loads((package / "cpu-int8/report.json").read_text())
+    assert report["size"]["bytes"] == sum(
+        (package / "cpu-int8" / name).stat().st_size for name in (GRAPH_NAME, DATA_NAME)
+    )
+    texts = report["plan"]["solutions"]
+    bundled = Path(proof.__file__).parent / "data" / "search.jsonl"
+    assert texts["search_texts"] == hashlib.sha256(bundled.read_bytes()).hexdigest()
+    assert texts["calibration"] == len(SOLUTIONS)
+    linear = report["plan"]["linears"][0]
+    assert list(linear) == ["layer", "linear", "kind", "smoothing", "compensated", "errors"]
+    assert linear["errors"]["int8"] > linear["errors"]["int8x2"] > 0
+
+
+def test_int8_is_added_to_an_fp32_package(checkpoint: Path, tmp_path: Path) -> None:
+    export_int8(checkpoint, tmp_path / "pkg", precision="fp32", calibration=None)
+    exact = Scorer.load(tmp_path / "pkg").score(PROBLEM, STEPS).scores
+    report = export_int8(checkpoint, tmp_path / "pkg", add=True)
+    assert "  speed " in "\n".join(report["lines"])
+    scorer = Scorer.load(tmp_path / "pkg")
+    assert scorer.variant == "cpu-int8"
+    np.testing.assert_allclose(scorer.score(PROBLEM, STEPS).scores, exact, atol=0.06)
+    assert Scorer.load(tmp_path / "pkg", variant="cpu-fp32").score(PROBLEM, STEPS).scores == exact
+
+
+# --- the gate
+
+
+def test_int8_over_budget_writes_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = proof.Budget(
+        at_most={"mean_abs_dp": 1e-6}, at_least={}, tolerance=0.05, texts=("verification.jsonl",)
+    )
+    monkeypatch.setitem(proof.BUDGETS, "int8", strict)
+    with pytest.raises(
+        ProofError,
+        match=r"(?s)over the int8 budget: mean_abs_dp .* > 1e-06; worst steps:\n  \|dp\|.*"
+        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift",
+    ):
+        export_int8(checkpoint, tmp_path / "pkg", allow_drift=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "texts"]
+    export_int8(checkpoint, tmp_path / "pkg")
+    scorer = Scorer.load(tmp_path / "pkg")
+    assert scorer.package.manifest.variants[0].proof["allowed_drift"] is True
+
+
+def test_int8_budget_counts_first_errors() -> None:
+    figures: dict[str, float | int] = {
+        "mean_abs_dp": 0.001,
+        "logit_rel_rms": 0.01,
+        "first_error_agreement": 0.979,
+    }
+    over = proof.check_budget(figures, [], "int8")
+    assert over is not None
+    assert "first_error_agreement 0.979 < 0.98" in over
+    assert proof.check_budget({**figures, "first_error_agreement": 0.98}, [], "int8") is None
+
+
+def test_int8_plan_goes_on_until_its_target(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TARGET_MEAN_DP", 0.1)
+    monkeypatch.setattr(search, "TARGET_REL_RMS", 0.5)
+    relaxed = export_int8(checkpoint, tmp_path / "relaxed")
+    assert relaxed["plan"]["shares"]["int8"] == relaxed["plan"]["cost"] == 1
+    monkeypatch.setattr(search, "TARGET_MEAN_DP", 0.004)
+    strict = export_int8(checkpoint, tmp_path / "strict")
+    assert strict["plan"]["cost"] > relaxed["plan"]["cost"]
+    assert strict["plan"]["drift"]["mean_abs_dp"] < relaxed["plan"]["drift"]["mean_abs_dp"]
+    shares = strict["plan"]["shares"]
+    assert shares["int8"] + shares["int8x2"] >= 0.65
+    assert shares["fp32"] <= 0.05
+    # out of reach: the most precise of the plans that were tried is the one that is kept
+    monkeypatch.setattr(search, "TARGET_MEAN_DP", 1e-9)
+    never = export_int8(checkpoint, tmp_path / "never")
+    tried = [
+        float(line.split("mean |dp| ")[1].split(",")[0])
+        for line in never["lines"]
+        if line.startswith("plan ")
+    ]
+    assert 2 <= len(tried) <= search.TRIES
+    assert never["plan"]["drift"]["mean_abs_dp"] == pytest.approx(min(tried), abs=1e-4)
+
+
+def test_int8_of_the_built_in_model_passes_its_gate(tmp_path: Path) -> None:
+    trained = Path(__file__).parent.parent / "training" / "checkpoint"
+    if not (trained / "model.safetensors").is_file():
+        pytest.skip("training/checkpoint is not here")
+    report = export_int8(
+        trained, tmp_path / "pkg", calibration=None, verify=None, allow_drift=False
+    )
+    assert report["proof"]["steps"] > 2000
+    assert report["proof"]["allowed_drift"] is False
+    assert report["plan"]["shares"]["int8"] >= 0.65
+    assert report["size"]["bytes"] < 2 * report["size"]["parameters"]
+
+
+# --- what is refused
+
+
+def test_int8_is_for_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="int8 is for the CPU, got --target cuda"):
+        export_int8(checkpoint, tmp_path / "pkg", target="cuda")
+
+
+def test_calibration_is_for_int8(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--calibration is for --precision int8, got fp32"):
+        export_int8(checkpoint, tmp_path / "pkg", precision="fp32")
+
+
+def test_int8_needs_the_native_backend(tmp_path: Path) -> None:
+    checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny")
+    with pytest.raises(UnsupportedError, match="model_type qwen2 with the optimum backend"):
+        export_int8(checkpoint, tmp_path / "pkg", backend="optimum")
+
+
+@pytest.mark.parametrize(
+    ("solutions", "message"),
+    [
+        (SOLUTIONS[:7], "hold 7 worked solutions, int8 needs at least 8 .*--calibration"),
+        (
+            [*SOLUTIONS, {"problem": "long " * 600, "steps": ["x"]}],
+            r"'long long.*' has \d+ tokens, the model takes 512; give shorter",
+        ),
+        (
+            [*SOLUTIONS, {"problem": PROBLEM, "steps": STEPS}],
+            r"1 solutions of .* are also among the verification texts, first 'A shop.*judged",
+        ),
+    ],
+    ids=["few", "long", "shared"],
+)
+def test_int8_refuses_calibration_texts(
+    solutions: list[dict[str, Any]], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = write_texts(tmp_path / "calibration.jsonl", solutions)
+    with pytest.raises(CheckpointError, match=message):
+        export_int8(checkpoint, tmp_path / "pkg", calibration=file)
+    assert not (tmp_path / "pkg").exists()
+
+
+def test_int8_refuses_search_texts_that_are_verified_on(checkpoint: Path, tmp_path: Path) -> None:
+    bundled = Path(proof.__file__).parent / "data" / "search.jsonl"
+    with pytest.raises(CheckpointError, match=r"plan's texts are also among the verif.*--verify"):
+        export_int8(checkpoint, tmp_path / "pkg", verify=bundled)
+
+
+def test_int8_refuses_a_model_too_short_for_its_texts(tmp_path: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny", max_position_embeddings=16)
+    short = [{"problem": f"{n}", "steps": ["1"]} for n in range(8)]
+    file = write_texts(tmp_path / "calibration.jsonl", short)
+    with pytest.raises(CheckpointError, match=r"longer than the model's 16 tokens.*fp32"):
+        export_int8(checkpoint, tmp_path / "pkg", calibration=file)
+
+
+def test_int8_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    tensors = checkpoints.read_tensors(checkpoint)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    checkpoints.write_shards(checkpoint, tensors)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.* not finite"):
+        export_int8(checkpoint, tmp_path / "pkg")
+    assert not (tmp_path / "pkg").exists()
+
+
+def test_stored_reference_knows_its_records_only() -> None:
+    reference = search.StoredReference([], [])
+    with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
+        reference.run(np.arange(3), np.array([2]))

@@ -1,0 +1,181 @@
+"""The arithmetic of int8: rounding, compensation, blocks, and the choice of kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the export extra")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from prm_edge_export.quantization import choose, weights
+from prm_edge_export.quantization.calibration import Measured
+from prm_edge_export.quantization.kinds import COSTS, KINDS, LEAST_INT8, MOST_FP32, UNITS
+from prm_edge_runtime.ort import open_session
+
+ERROR = st.floats(1e-9, 1e-2)
+
+
+def matrix(outputs: int, inputs: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(tokens: int, inputs: int) -> torch.Tensor:
+    """Activations as models have them: few directions, and a channel that is far larger."""
+    rows = matrix(tokens, 8, 1) @ matrix(8, inputs, 2) + 0.1 * matrix(tokens, inputs, 3)
+    rows[:, 5] *= 20
+    return rows
+
+
+@pytest.mark.parametrize("inputs", [32, 100])
+def test_quantize_rounds_to_half_a_step(inputs: int) -> None:
+    weight = matrix(24, inputs)
+    channels, blocks = weights.quantize(weight, None)
+    assert channels.values.dtype == torch.int8
+    assert int(channels.values.min()) >= -127  # -128 would have no opposite
+    error = (channels.restored() - weight).abs()
+    assert bool((error <= channels.scales[:, None] * 0.5001).all())
+    each = blocks.scales.repeat_interleave(weights.BLOCK, 1)[:, :inputs]
+    assert bool(((blocks.restored(inputs) - weight).abs() <= each * 0.5001).all())
+
+
+def test_quantize_a_row_of_zeros_stays_zero() -> None:
+    weight = matrix(4, 32)
+    weight[2] = 0
+    rows = correlated(64, 32)
+    for form in weights.quantize(weight, rows.T @ rows):
+        restored = form.restored(32) if isinstance(form, weights.Blocks) else form.restored()
+        assert bool((restored[2] == 0).all())
+        assert bool(torch.isfinite(restored).all())
+
+
+def test_compensation_loses_less_of_the_output() -> None:
+    weight, rows = matrix(48, 96), correlated(400, 96)
+    plain = weights.quantize(weight, None)
+    better = weights.quantize(weight, rows.T @ rows)
+    wanted = rows @ weight.T
+
+    def lost(restored: torch.Tensor) -> float:
+        return float(((rows @ restored.T - wanted) ** 2).mean())
+
+    assert lost(better[0].restored()) < 0.5 * lost(plain[0].restored())
+    assert lost(better[1].restored(96)) < 0.5 * lost(plain[1].restored(96))
+
+
+def test_compensation_bears_inputs_that_are_never_there() -> None:
+    weight, rows = matrix(8, 32), correlated(100, 32)
+    rows[:, [3, 7]] = 0
+    channels, _ = weights.quantize(weight, rows.T @ rows)
+    assert bool(torch.isfinite(channels.restored()).all())
+
+
+def test_rounding_twice_is_254_times_as_fine() -> None:
+    rows = correlated(50, 64)
+    scale = rows.abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((weights.round_tokens(rows) - rows).abs() <= 0.5001 * scale).all())
+    twice = (weights.round_tokens_twice(rows) - rows).abs()
+    assert bool((twice <= 0.51 * scale / 254).all())
+    assert bool((weights.round_tokens_twice(torch.zeros(2, 8)) == 0).all())
+
+
+@pytest.mark.parametrize("inputs", [64, 112])
+def test_blocks_are_what_onnxruntime_multiplies(inputs: int, tmp_path: Path) -> None:
+    weight, rows = matrix(16, inputs), correlated(9, inputs)
+    _, blocks = weights.quantize(weight, None)
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=inputs,
+        N=16,
+        bits=8,
+        block_size=weights.BLOCK,
+        accuracy_level=4,
+    )
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["M", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["M", 16])],
+        [
+            numpy_helper.from_array(blocks.values.numpy(), "w"),
+            numpy_helper.from_array(blocks.scales.numpy().reshape(-1), "s"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    path = tmp_path / "one.onnx"
+    path.write_bytes(model.SerializeToString())
+    session = open_session(path, device="cpu", threads=1)
+    (got,) = session.run(None, {"x": rows.numpy()})
+    expected = weights.round_token_blocks(rows) @ blocks.restored(inputs).T
+    np.testing.assert_allclose(got, expected.numpy(), rtol=2e-3, atol=2e-3 * float(rows.max()))
+
+
+# --- the choice
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> list[Measured]:
+    """Up to 8 layers whose linears lose less the more they cost."""
+    found = []
+    for layer in range(draw(st.integers(1, 8))):
+        for unit in UNITS:
+            errors = sorted((draw(ERROR) for _ in KINDS[:-1]), reverse=True)
+            found.append(
+                Measured(
+                    layer=layer,
+                    unit=unit.name,
+                    multiply_adds=draw(st.integers(1000, 50_000)),
+                    strength=None,
+                    compensated=True,
+                    errors={**dict(zip(KINDS, errors, strict=False)), "fp32": 0.0},
+                )
+            )
+    return found
+
+
+@given(units=layers(), share=st.floats(0.0, 1.2))
+@settings(max_examples=30, deadline=None)
+def test_choose_keeps_its_shares_and_its_word(units: list[Measured], share: float) -> None:
+    everything = choose.total_error(units, choose.cheapest(units))
+    plan = choose.choose(units, share * everything)
+    shares = choose.shares(units, plan)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["int8"] + shares["int8x2"] >= LEAST_INT8
+    assert shares["fp32"] <= MOST_FP32
+    if share >= 1:
+        assert plan == choose.cheapest(units)
+    # what is allowed is reached, or nothing that may still be changed would help
+    more = choose.choose(units, 0.0)
+    assert choose.cost(units, plan) <= choose.cost(units, more)
+    if choose.total_error(units, more) < share * everything:
+        assert choose.total_error(units, plan) <= share * everything * (1 + 1e-9)
+
+
+def test_choose_pays_where_most_error_goes() -> None:
+    errors = {"int8": 1e-3, "int8x2": 1e-4, "blocks": 2e-4, "fp32": 0.0}
+    units = [
+        Measured(
+            layer=layer,
+            unit=unit.name,
+            multiply_adds=1000,
+            strength=None,
+            compensated=True,
+            errors={
+                k: v * (50 if (layer, unit.name) == (2, "down") else 1) for k, v in errors.items()
+            },
+        )
+        for layer in range(4)
+        for unit in UNITS
+    ]
+    plan = choose.choose(units, 0.03)
+    assert {at for at, kind in plan.items() if kind != "int8"} == {(2, "down")}
+    assert choose.cost(units, plan) == pytest.approx(1000 * (15 + COSTS[plan[2, "down"]]))
