@@ -12,14 +12,15 @@ Imports nothing but the standard library and the runtime.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from prm_edge_runtime.encoding import check_text
 from prm_edge_runtime.errors import InputError, InputTypeError
+
+from .schemas import SCHEMAS, Schema, Truths
+from .solutions import Record, kind
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 MAX_DIGITS: Final = 640  # the lowest limit that Python lets anybody set for int(text)
@@ -30,12 +31,10 @@ SHOWN_KEY_CHARACTERS: Final = 40
 UTF8_BOM: Final = b"\xef\xbb\xbf"
 # what a file that is no UTF-8 text begins with -> what to do about it
 FOREIGN_STARTS: Final = {
-    b"\x1f\x8b": "it is gzip: decompress it first (gzip -dc FILE | prm-edge score -)",
+    b"\x1f\x8b": "a gzip stream begins in the middle of the file",
     b"\xff\xfe": "it is UTF-16: save the file as UTF-8",
     b"\xfe\xff": "it is UTF-16: save the file as UTF-8",
 }
-
-Id = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,86 +48,6 @@ class Line:
     number: int
     data: bytes
     n_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """A problem and the steps of one solution."""
-
-    id: Id
-    problem: str
-    steps: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A problem and a raw response, which the recipe cuts into steps."""
-
-    id: Id
-    problem: str
-    response: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """A problem and the steps of several solutions, to be compared."""
-
-    id: Id
-    problem: str
-    candidates: tuple[tuple[str, ...], ...]
-
-
-Record = Solution | Response | Candidates
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schema:
-    """One shape of record: the keys it is recognised by, and the function that reads it."""
-
-    name: str
-    keys: tuple[str, ...]
-    read: Callable[[dict[str, Any]], Record]
-
-
-def _read_steps(data: dict[str, Any]) -> Record:
-    steps = _strings(data["steps"], "steps", "; a whole response goes under the key 'response'")
-    return Solution(id=read_id(data), problem=check_text(data["problem"], "problem"), steps=steps)
-
-
-def _read_response(data: dict[str, Any]) -> Record:
-    return Response(
-        id=read_id(data),
-        problem=check_text(data["problem"], "problem"),
-        response=check_text(data["response"], "response"),
-    )
-
-
-def _read_candidates(data: dict[str, Any]) -> Record:
-    candidates = data["candidates"]
-    if not isinstance(candidates, list):
-        raise InputTypeError(f"candidates must be a list of lists of steps, got {kind(candidates)}")
-    return Candidates(
-        id=read_id(data),
-        problem=check_text(data["problem"], "problem"),
-        candidates=tuple(
-            _strings(steps, f"candidates[{index}]", "; every candidate is a list of steps")
-            for index, steps in enumerate(candidates)
-        ),
-    )
-
-
-def _read_trl(data: dict[str, Any]) -> Record:
-    steps = _strings(data["completions"], "completions", "; every step is one string of it")
-    return Solution(id=read_id(data), problem=check_text(data["prompt"], "prompt"), steps=steps)
-
-
-# a new schema is a row here and a row in the test
-SCHEMAS: Final = (
-    Schema(name="steps", keys=("problem", "steps"), read=_read_steps),  # ours and ProcessBench
-    Schema(name="response", keys=("problem", "response"), read=_read_response),
-    Schema(name="candidates", keys=("problem", "candidates"), read=_read_candidates),
-    Schema(name="trl", keys=("prompt", "completions"), read=_read_trl),
-)
 
 
 def read_lines(stream: BinaryIO) -> Iterator[Line]:
@@ -212,12 +131,11 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def read_record(data: dict[str, Any]) -> Record:
-    """Recognise the schema of a decoded record and read it.
+def recognise(data: dict[str, Any]) -> tuple[Schema, dict[str, Any]]:
+    """Find the one schema that a decoded record fits; return it and the keys that are not null.
 
     Raises:
-        InputError: when no schema fits, more than one does, or text is not text.
-        InputTypeError: when a value has the wrong type.
+        InputError: when no schema fits, or more than one does.
     """
     present = {key: value for key, value in data.items() if value is not None}
     fitting = [schema for schema in SCHEMAS if all(key in present for key in schema.keys)]
@@ -229,42 +147,28 @@ def read_record(data: dict[str, Any]) -> Record:
     if len(fitting) > 1:
         both = ", and ".join(" + ".join(map(repr, schema.keys)) for schema in fitting)
         raise InputError(f"the record is ambiguous: it has {both}; keep one of them")
-    return fitting[0].read(present)
+    return fitting[0], present
 
 
-def read_id(data: dict[str, Any]) -> Id:
-    """Return the id of a record, None when it has none.
+def read_record(data: dict[str, Any]) -> Record:
+    """Recognise the schema of a decoded record and read it.
 
     Raises:
-        InputTypeError: when it is a list or an object.
-        InputError: when it is a number too large for JSON readers.
+        InputError: when no schema fits, more than one does, or text is not text.
+        InputTypeError: when a value has the wrong type.
     """
-    value = data.get("id")
-    if isinstance(value, list | dict):
-        raise InputTypeError(f"id must be a string or a number, got {kind(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError("id is a number too large to be written back; use a string")
-    checked: Id = value
-    return checked
+    schema, present = recognise(data)
+    return schema.read(present)
 
 
-def _strings(value: object, what: str, advice: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise InputTypeError(f"{what} must be a list of strings, got {kind(value)}{advice}")
-    return tuple(check_text(item, f"{what}[{index}]") for index, item in enumerate(value))
+def read_labelled(data: dict[str, Any]) -> tuple[Record, Truths]:
+    """Read a record, and what the data set says of its solutions, one entry for each.
 
-
-def kind(value: object) -> str:
-    """What JSON calls the type of a decoded value."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), "null")
+    Raises:
+        InputError, InputTypeError: as :func:`read_record`, and for labels that cannot be.
+    """
+    schema, present = recognise(data)
+    return schema.read(present), schema.truths(present)
 
 
 def _shown(key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,15 +133,23 @@ def test_score_interrupted_leaves_the_old_file(endless: Path, old: str | None) -
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert_one_sentence(stderr.decode(), r"interrupted after \d+ records")
-    assert left_in(endless.parent) == ["in.jsonl", *(["out.jsonl"] if old else [])]
+    said = stderr.decode()
+    assert_one_sentence(said, rf"\d+ records are kept, go on with: .* {out} .*--resume")
+    # the record in hand was finished: every line is whole, and as many as it says
+    partial = Path(f"{out}.partial").read_bytes()
+    kept = re.search(r"(\d+) records are kept", said)
+    assert kept is not None
+    assert partial.endswith(b"\n")
+    assert partial.count(b"\n") == int(kept[1]) > 0
+    unfinished = ["in.jsonl", "out.jsonl.job.json", "out.jsonl.partial"]
+    assert left_in(endless.parent) == sorted([*unfinished, *(["out.jsonl"] if old else [])])
     if old is not None:
         assert out.read_text() == old
 
 
 def wait_for_results(folder: Path) -> None:
     deadline_s = time.monotonic() + 60
-    while not any(path.stat().st_size for path in folder.glob(".*.tmp-*")):
+    while not any(path.stat().st_size for path in folder.glob("*.partial")):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
 
@@ -168,5 +177,5 @@ def test_score_shows_progress_on_a_terminal_only(
     while not said.endswith(b"END"):
         said += os.read(ours, 4096)
     assert len(rows(stdout.decode())) == 2
-    assert (b"\r1 records" in said) is (not quiet)
+    assert (b"\r1/2 records" in said) is (not quiet)
     assert b"records" not in stdout

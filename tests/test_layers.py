@@ -30,7 +30,21 @@ HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transfor
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
     "prm_edge_export": RUNTIME | HEAVY | {"tomli"},
-    "prm_edge": RUNTIME | SERVE | {"click", "rich", "torch", "tqdm", "transformers"},
+    "prm_edge": RUNTIME
+    | SERVE
+    | {
+        "backports",
+        "click",
+        "compression",
+        "its_hub",
+        "pyarrow",
+        "rich",
+        "scipy",
+        "sklearn",
+        "torch",
+        "tqdm",
+    }
+    | {"transformers"},
 }
 # the one place for each, below the package that owns the rule
 ONLY_IN = {"tokenizers": "encoding.py", "onnxruntime": "ort.py"}
@@ -38,7 +52,8 @@ ONLY_IN = {"tokenizers": "encoding.py", "onnxruntime": "ort.py"}
 LAZY = {
     "prm_edge_runtime": {"onnxruntime"},
     "prm_edge_export": set(),
-    "prm_edge": HEAVY | {"onnxruntime", "prm_edge_export"},
+    "prm_edge": HEAVY
+    | {"backports", "its_hub", "onnxruntime", "prm_edge_export", "pyarrow", "scipy", "sklearn"},
 }
 # modules that import a computed name, and why
 DYNAMIC = {"prm_edge/record.py": "TRL has moved PRMTrainer: both places are tried"}

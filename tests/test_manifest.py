@@ -163,7 +163,10 @@ def test_manifest_names_the_upgrade_for_a_newer_format_version_whatever_else_it_
 # ---- one wrong thing at a time
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "unknown key": (lambda d: d.update(extra=1), "unknown key 'extra'; known keys: files, format"),
+    "unknown key": (
+        lambda d: d.update(extra=1),
+        "unknown key 'extra'; known keys: calibration, files, format",
+    ),
     "unknown key of limits": (
         lambda d: d["limits"].update(max_steps=3),
         "limits: unknown key 'max_steps'",

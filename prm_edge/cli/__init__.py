@@ -10,12 +10,17 @@ import click
 
 from prm_edge_runtime.version import __version__
 
+from .calibrate import calibrate_command
 from .demo import demo_command
 from .doctor import doctor_command
+from .evaluate import eval_command
 from .export import export_command
+from .formats import formats_command
 from .group import PrmEdgeGroup
 from .inspect import inspect_command
+from .rank import rank_command
 from .recipes import recipes_command
+from .report import report_command
 from .score import score_command
 from .serve import serve_command
 from .try_lines import try_command
@@ -39,9 +44,14 @@ def cli() -> None:
 
 for command in (
     score_command,
+    rank_command,
+    eval_command,
+    calibrate_command,
+    report_command,
     demo_command,
     try_command,
     export_command,
+    formats_command,
     inspect_command,
     recipes_command,
     doctor_command,

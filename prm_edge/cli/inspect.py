@@ -135,6 +135,11 @@ def as_text(package: Package, verify: str) -> list[str]:
         lines += _variant(manifest, variant)
     thresholds = [(key, f"{value:g}") for key, value in manifest.thresholds.items()]
     lines += _section("thresholds (a lower score is an error)", thresholds)
+    for name, fitted in manifest.calibration.items():
+        facts = {**fitted.to_dict(), **fitted.fitted}
+        del facts["fitted"]
+        pairs = [(key, _value(value)) for key, value in facts.items()]
+        lines += _section(f"calibration of {name}", pairs)
     lines += _section("limits", [("max_tokens", str(manifest.max_tokens))])
     lines += _section("provenance", [(k, _value(v)) for k, v in manifest.provenance.items()])
     lines += _section("files", [(str(len(manifest.files)), INTEGRITY[verify])])

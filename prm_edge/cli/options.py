@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -11,6 +13,39 @@ if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Part ``number`` (from 1) of ``count`` parts of about the same number of records."""
+
+    number: int
+    count: int
+
+    def part(self, records: int) -> tuple[int, int]:
+        """The first record of this part, and the first behind it."""
+        return records * (self.number - 1) // self.count, records * self.number // self.count
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.5 only
+    """``I/N``, the I-th part of N."""
+
+    name = "shard"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Shard:
+        """Read it, or end with a usage error."""
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(value))
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{value!r} is not I/N with I from 1 to N, as in 2/8", param, ctx)
+        return Shard(number=int(found[1]), count=int(found[2]))
+
+
+SHARD: Final = ShardType()
 
 
 def package_option(command: F) -> F:

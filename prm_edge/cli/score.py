@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from .describe import name_package, say_notice
-from .group import RECORDS_FAILED, Interrupted
-from .options import engine_options, force_option, load_scorer, package_option
-from .streams import STANDARD, open_input, open_output
+from .describe import name_package, notice
+from .group import RECORDS_FAILED, Failure, Interrupted, describe_os_error
+from .interrupt import Stop, interruptible, resuming_command
+from .options import (
+    SHARD,
+    Shard,
+    engine_options,
+    force_option,
+    load_scorer,
+    package_option,
+)
+from .progress import Progress, Voice
+from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from prm_edge.inputs import Survey
     from prm_edge.jobs import OutputLine
+    from prm_edge.journal import Journal
+    from prm_edge_runtime.scorer import Scorer
 
-REFRESH_S: Final = 0.1  # of the progress line
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
-@click.command("score", short_help="Score the records of a JSON lines file.")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    file: str | None
+    out: str
+    threshold: float | None
+    by: str | None
+    form: str
+    text: bool
+    unsure: bool
+    on_too_long: str
+    force: bool
+    shard: Shard | None
+    resume: bool
+    overwrite: bool
+
+
+@click.command("score", short_help="Score the records of a file.")
 @click.argument("file", metavar="[FILE|-]", required=False, type=click.Path())
 @package_option
 @click.option(
@@ -33,9 +65,25 @@ REFRESH_S: Final = 0.1  # of the progress line
     type=click.Path(),
     help="File to write, which appears when it is complete. Default: - for stdout.",
 )
+@click.option("--resume", is_flag=True, help="Go on with OUT where a killed run left it.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; begin again.")
+@click.option(
+    "--shard", metavar="I/N", type=SHARD, help="Score part I of N only; cat puts them together."
+)
+@click.option(
+    "--form",
+    metavar="FORM",
+    default="native",
+    show_default=True,
+    help="What to write; see prm-edge formats.",
+)
+@click.option("--text", is_flag=True, help="Write problem, steps and labels too, as report reads.")
 @engine_options
 @force_option
 @click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
+@click.option(
+    "--unsure", is_flag=True, help="Say unknown inside the band that calibrate has fitted."
+)
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's own.")
 @click.option(
     "--on-too-long",
@@ -46,25 +94,25 @@ REFRESH_S: Final = 0.1  # of the progress line
     help="Beyond the model's limit: error, null (no score), or window (scored with the problem "
     "and only the last steps before).",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
+@click.option("--log-json", is_flag=True, help="Say it on stderr as JSON, for programs.")
+@click.pass_context
 def score_command(
-    file: str | None,
+    context: click.Context,
+    /,
+    *,
     package: str | None,
-    out: str,
     device: str | None,
     variant: str | None,
     threads: int | None,
-    force: bool,
-    threshold: float | None,
-    by: str | None,
-    on_too_long: str,
-    overwrite: bool,
     quiet: bool,
+    log_json: bool,
+    **options: Any,
 ) -> None:
     """Score the steps of every record in FILE, or of stdin.
 
-    Every line of the input is one JSON object; other keys are ignored:
+    Every record is one JSON object a line, or a row of Parquet; gzip and zstd are seen from the
+    first bytes. Those most used (prm-edge formats lists all):
 
     \b
       {"id"?, "problem", "steps": [...]}             also ProcessBench
@@ -74,61 +122,253 @@ def score_command(
 
     Every record gives one line of output, in order. One that cannot be scored gives a line with
     "error" and the exit code 3; blank lines give none.
-    """
-    from prm_edge.jobs import score_records
-    from prm_edge.records import read_lines
 
-    with (
-        open_input(file) as source,
-        open_output(out, source=source, overwrite=overwrite) as sink,
-        load_scorer(
-            package, device=device, variant=variant, threads=threads, force=force
-        ) as scorer,
-    ):
-        if not quiet:
-            click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
-            say_notice(scorer.package.manifest)
-        lines = score_records(
-            scorer,
-            read_lines(source),
-            by=by,
-            threshold=threshold,
-            on_too_long=on_too_long,
-            ahead=file not in (None, STANDARD) and Path(str(file)).is_file(),
+    A run from file to file may be killed at any instant: --resume goes on with what it wrote,
+    OUT.partial, and refuses when the input, the package or an option is another.
+    """
+    request = Request(**options)
+    voice = Voice(quiet=quiet, as_json=log_json)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_input(request.file))
+        journaled = _check(request, source)
+        scorer = stack.enter_context(
+            load_scorer(
+                package, device=device, variant=variant, threads=threads, force=request.force
+            )
         )
-        progress = Progress(enabled=not quiet and _progress_is_seen(out))
-        tally = write_lines(lines, sink, progress, flush=out == STANDARD)
-    tally.say(quiet=quiet)
+        _introduce(voice, scorer)
+        run = _Run(request, scorer, source, voice)
+        tally = run.to_journal(context) if journaled else run.to_stream()
+    tally.say(voice)
     if tally.failed:
         raise click.exceptions.Exit(RECORDS_FAILED)
+
+
+def _check(request: Request, source: BinaryIO) -> bool:
+    """Refuse what cannot be, before a model is loaded; return whether the run can be resumed."""
+    from prm_edge.writers import NATIVE, form_named, load_pyarrow
+    from prm_edge_runtime.errors import ConfigError
+
+    form = form_named(request.form)
+    check_place(request.out, source)
+    journaled = is_journaled(request.out, source)
+    if request.resume and request.overwrite:
+        raise ConfigError(
+            "--resume goes on with what is there and --overwrite begins again; give one of them"
+        )
+    if request.resume and not journaled:
+        raise ConfigError(
+            "--resume needs an input file and an output file (-o OUT): what comes from a pipe "
+            "cannot be read again"
+        )
+    if request.shard is not None and not _is_named_file(request, source):
+        raise ConfigError("--shard counts the records first, so it needs a file, not a pipe")
+    if form.convert is not None and not journaled:
+        raise ConfigError(
+            f"--form {form.name} is written when all records are scored: it needs an input file "
+            "and -o OUT"
+        )
+    if form.name == "parquet":
+        load_pyarrow()  # before the work, not after it
+    if request.text and form.write is not form_named(NATIVE).write:
+        raise ConfigError(f"--text goes with the native form; {form.name} has the text anyway")
+    if journaled and not request.resume:
+        check_free(Path(request.out), click.format_filename(request.out), request.overwrite)
+    return journaled
+
+
+def _is_named_file(request: Request, source: BinaryIO) -> bool:
+    from prm_edge.inputs import is_file
+
+    return request.file not in (None, STANDARD) and is_file(source)
+
+
+def _introduce(voice: Voice, scorer: Scorer) -> None:
+    named = name_package(scorer)
+    about = {"package": scorer.package.digest, "variant": scorer.variant, "device": scorer.device}
+    voice.event("start", f"scoring with {named}", **about)
+    if (text := notice(scorer.package.manifest)) is not None:
+        voice.event("notice", f"NOTICE: {text}")
+
+
+class _Run:
+    """One run of the command, its output still open."""
+
+    def __init__(self, request: Request, scorer: Scorer, source: BinaryIO, voice: Voice) -> None:
+        self._request = request
+        self._scorer = scorer
+        self._source = source
+        self._voice = voice
+        self._named = _is_named_file(request, source)
+        self._terminal = _progress_is_seen(request.out)
+
+    def to_stream(self) -> Tally:
+        """To stdout, a pipe or a device; or from a pipe to a file."""
+        request = self._request
+        flush = request.out == STANDARD
+        with open_output(request.out, source=self._source, overwrite=request.overwrite) as sink:
+            found = self._survey() if self._needs_count() else None
+            lines, total = self._score(found, skip=0)
+
+            def write(line: OutputLine) -> None:
+                sink.write(line.to_json())
+                if flush:
+                    sink.flush()
+
+            tally = Tally()
+            with interruptible(graceful=self._named) as stop:
+                self._write(lines, write, tally, stop, total, done=0)
+            if stop.asked:
+                raise Interrupted(f"interrupted after {tally.records} records")
+        return tally
+
+    def to_journal(self, context: click.Context) -> Tally:
+        """From a file to a file, so that it can be carried on."""
+        from prm_edge.journal import Journal
+        from prm_edge.writers import form_named
+
+        request, tally = self._request, Tally()
+        found = self._survey()
+        self._score(found, skip=0)  # refuses an impossible option before anything is written
+        journal = Journal(
+            Path(request.out),
+            self._description(found),
+            resume=request.resume,
+            overwrite=request.overwrite,
+            seen=tally.add_earlier,
+        )
+        with journal:
+            if journal.complete:
+                tally.records, tally.failed = journal.counts.records, journal.counts.failed
+                self._voice.event("end", f"{request.out} is complete: nothing to do")
+                return tally
+            done = journal.counts.records
+            if done:
+                self._voice.event("resume", f"going on after {done} records", records=done)
+            lines, total = self._score(found, skip=done)
+            if done > total:
+                raise Failure(f"{journal.partial.name!r} holds more records than the input")
+
+            def write(line: OutputLine) -> None:
+                journal.write(line.to_json(), failed=line.error is not None)
+
+            try:
+                with interruptible(graceful=True) as stop:
+                    self._write(lines, write, tally, stop, total, done=done)
+            except OSError as error:
+                raise Failure(f"{describe_os_error(error)}; {_kept(journal, context)}") from error
+            if stop.asked and journal.counts.records < total:
+                raise Interrupted(f"interrupted; {_kept(journal, context)}")
+            if journal.counts.records < total:
+                raise Failure(
+                    f"the input ended after {journal.counts.records} of {total} records: it "
+                    "changed while it was read; begin again with --overwrite"
+                )
+            journal.finish(keep=request.resume, convert=form_named(request.form).convert)
+        return tally
+
+    def _needs_count(self) -> bool:
+        counted = self._terminal or self._voice.as_json or self._request.shard is not None
+        return counted and self._named
+
+    def _survey(self) -> Survey:
+        from prm_edge.inputs import survey
+
+        return survey(self._source, self._request.file or "")
+
+    def _score(self, found: Survey | None, *, skip: int) -> tuple[Iterator[OutputLine], Any]:
+        from prm_edge.inputs import read_source
+        from prm_edge.jobs import score_records
+
+        request = self._request
+        lines, total = read_source(self._source, request.file or ""), None
+        if found is not None:
+            first, end = (
+                (0, found.records) if request.shard is None else request.shard.part(found.records)
+            )
+            lines, total = islice(lines, first, end), end - first
+        scored = score_records(
+            self._scorer,
+            lines,
+            by=request.by,
+            threshold=request.threshold,
+            form=request.form,
+            text=request.text,
+            unsure=request.unsure,
+            on_too_long=request.on_too_long,
+            skip=skip,
+            ahead=self._named,
+        )
+        return scored, total
+
+    def _description(self, found: Survey) -> dict[str, str | int | float | bool | None]:
+        from prm_edge_runtime.version import __version__
+
+        request, scorer = self._request, self._scorer
+        return {
+            "input (SHA-256)": found.sha256,
+            "input (records)": found.records,
+            "package": scorer.package.digest,
+            "variant": scorer.variant,
+            "device": scorer.device,
+            "--threshold": request.threshold,
+            "--by": request.by,
+            "--form": request.form,
+            "--text": request.text,
+            "--unsure": request.unsure,
+            "--on-too-long": request.on_too_long,
+            "--force": request.force,
+            "--shard": None if request.shard is None else str(request.shard),
+            "prm-edge": __version__,
+            "onnxruntime": _onnxruntime_version(),
+        }
+
+    def _write(
+        self,
+        lines: Iterator[OutputLine],
+        write: Callable[[OutputLine], None],
+        tally: Tally,
+        stop: Stop,
+        total: int | None,
+        *,
+        done: int,
+    ) -> None:
+        """Write every line as soon as it is known, until there are no more or the user stops."""
+        progress = Progress(self._voice, terminal=self._terminal, total=total, done=done)
+        try:
+            for line in lines:
+                write(line)
+                tally.add(line)
+                progress.add(n_tokens=line.n_tokens, failed=line.error is not None)
+                if stop.asked:
+                    break
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted after {tally.records} records") from None
+        finally:
+            progress.clear()
+            if close := getattr(lines, "close", None):
+                close()
+        self._voice.event("end", **progress.figures())
+
+
+def _kept(journal: Journal, context: click.Context) -> str:
+    if not journal.counts.records:
+        return "nothing was written"
+    return f"{journal.counts.records} records are kept, go on with: {resuming_command(context)}"
+
+
+def _onnxruntime_version() -> str | None:
+    for name in ONNXRUNTIMES:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def _progress_is_seen(out: str) -> bool:
     # not between the results, where both go to the same terminal
     return sys.stderr.isatty() and not (out == STANDARD and sys.stdout.isatty())
-
-
-class Progress:
-    """A line on the terminal that counts records; nothing when it is not ``enabled``."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._shown = False
-        self._next_s = 0.0
-
-    def update(self, records: int) -> None:
-        """Show the count, ten times a second at most."""
-        if not self._enabled or time.monotonic() < self._next_s:
-            return
-        self._shown = True
-        self._next_s = time.monotonic() + REFRESH_S
-        click.echo(f"\r{records} records", nl=False, err=True)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            self._shown = False
 
 
 class Tally:
@@ -144,49 +384,33 @@ class Tally:
 
     def add(self, line: OutputLine) -> None:
         """Note one line."""
+        self._note(line.id, None if line.error is None else f"line {line.number}: {line.error}")
+
+    def add_earlier(self, record: dict[str, Any]) -> None:
+        """Note one line that an earlier run wrote."""
+        error = record.get("error")
+        self._note(
+            record.get("id"), None if error is None else f"line {error['line']}: {error['message']}"
+        )
+
+    def _note(self, identity: Any, failure: str | None) -> None:
         self.records += 1
-        self._duplicates.add(line.id)
-        if line.error is not None:
+        self._duplicates.add(identity)
+        if failure is not None:
             if not self.failed:
-                self._first_failure = f"line {line.number}: {line.error}"
+                self._first_failure = failure
             self.failed += 1
 
-    def say(self, *, quiet: bool) -> None:
-        """Say on stderr what the user has to know."""
+    def say(self, voice: Voice) -> None:
+        """Say what the user has to know."""
         if self.failed:
-            click.echo(
-                f"prm-edge: {self.failed} of {self.records} records could not be scored; "
-                f"the first, {self._first_failure}",
-                err=True,
-            )
-        if not quiet and not self.records:
-            click.echo("prm-edge: the input holds no records", err=True)
-        if not quiet and self._duplicates.count:
-            click.echo(
-                f"prm-edge: {self._duplicates.count} records have an id that occurred before "
+            first = f"; the first, {self._first_failure}" if self._first_failure else ""
+            voice.problem(f"{self.failed} of {self.records} records could not be scored{first}")
+        if not self.records:
+            voice.event("empty", "the input holds no records")
+        if self._duplicates.count:
+            voice.event(
+                "duplicates",
+                f"{self._duplicates.count} records have an id that occurred before "
                 f"(the first is {self._duplicates.first!r}); all of them were scored",
-                err=True,
             )
-
-
-def write_lines(
-    lines: Iterable[OutputLine], sink: BinaryIO, progress: Progress, *, flush: bool
-) -> Tally:
-    """Write every line as soon as it is known.
-
-    Raises:
-        Interrupted: when the user does.
-    """
-    tally = Tally()
-    try:
-        for line in lines:
-            sink.write(line.to_json())
-            if flush:
-                sink.flush()
-            tally.add(line)
-            progress.update(tally.records)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted after {tally.records} records") from None
-    finally:
-        progress.clear()
-    return tally

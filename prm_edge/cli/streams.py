@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 
 import click
 
+from prm_edge.inputs import is_file
 from prm_edge_runtime.errors import ConfigError
 
 STANDARD: Final = "-"
@@ -61,18 +62,17 @@ def open_output(name: str, *, source: BinaryIO, overwrite: bool) -> Iterator[Bin
     Raises:
         ConfigError: when the place is taken, is the input, or cannot be written.
     """
+    check_place(name, source)
     if name == STANDARD:
-        if sys.stdout is None:  # the shell closed it
-            raise ConfigError("no output: stdout is closed; name a file with -o")
         yield sys.stdout.buffer
         return
     named = Path(name)
     shown = click.format_filename(name)
-    _check_place(named, shown, source, overwrite)
     if named.exists() and not named.is_file():
         with named.open("wb") as stream:
             yield stream
         return
+    check_free(named, shown, overwrite)
     target = Path(os.path.realpath(name))  # a link stays a link: the file behind it is replaced
     hidden = target.with_name(f".{target.name[:NAME_CHARACTERS]}.tmp-{secrets.token_hex(4)}")
     try:
@@ -91,14 +91,41 @@ def open_output(name: str, *, source: BinaryIO, overwrite: bool) -> Iterator[Bin
         hidden.unlink(missing_ok=True)
 
 
-def _check_place(named: Path, shown: str, source: BinaryIO, overwrite: bool) -> None:
+def is_journaled(name: str, source: BinaryIO) -> bool:
+    """Whether a run can be carried on: from a regular file to a regular one."""
+    if name == STANDARD or source is getattr(sys.stdin, "buffer", None):
+        return False
+    return is_file(source) and (Path(name).is_file() or not Path(name).exists())
+
+
+def check_place(name: str, source: BinaryIO) -> None:
+    """Check that a file can be the output.
+
+    Raises:
+        ConfigError: when it is closed, a folder, in a folder that does not exist, or the input.
+    """
+    if name == STANDARD:
+        if sys.stdout is None:  # the shell closed it
+            raise ConfigError("no output: stdout is closed; name a file with -o")
+        return
+    named, shown = Path(name), click.format_filename(name)
     if named.is_dir():
         raise ConfigError(f"the output {shown!r} is a folder; name a file in it")
-    if not named.is_file():
-        return
-    if _same_file(source, named):
+    if named.is_file() and _same_file(source, named):
         raise ConfigError(f"the output {shown!r} is the input too; name another file")
-    if not overwrite:
+    if not named.absolute().parent.is_dir():
+        raise ConfigError(
+            f"the output {shown!r} cannot be written: No such folder; create it, or name another"
+        )
+
+
+def check_free(named: Path, shown: str, overwrite: bool) -> None:
+    """Check that no file is lost.
+
+    Raises:
+        ConfigError: when there is one and ``overwrite`` was not given.
+    """
+    if named.is_file() and not overwrite:
         raise ConfigError(f"the output {shown!r} exists; give --overwrite to replace it")
 
 

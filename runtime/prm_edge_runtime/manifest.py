@@ -12,9 +12,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .calibration import Calibration
 from .errors import PackageFormatError, RecipeError
 from .recipe import Recipe
 from .strict import Fields, Problems
@@ -100,6 +101,7 @@ class Manifest:
     ``max_tokens``: the longest record that can be scored. ``thresholds``: the key ``default``, and
     a variant's name where that variant needs another one. ``files``: path -> entry of every file
     but ``prm_edge.json`` and ``README.md``. ``provenance``: where the weights came from, flat.
+    ``calibration``: by variant, what ``prm-edge calibrate`` fitted; the key is absent when empty.
     """
 
     name: str
@@ -109,12 +111,14 @@ class Manifest:
     variants: tuple[Variant, ...]
     files: Mapping[str, FileEntry]
     provenance: Mapping[str, Scalar]
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
 
     def threshold(self, variant_name: str) -> float:
         """The score below which a step counts as wrong under this variant."""
         return self.thresholds.get(variant_name, self.thresholds[DEFAULT])
 
     def to_dict(self) -> dict[str, Any]:
+        fitted = {name: item.to_dict() for name, item in sorted(self.calibration.items())}
         return {
             "format_version": FORMAT_VERSION,
             "name": self.name,
@@ -124,6 +128,7 @@ class Manifest:
             "variants": {variant.name: variant.to_dict() for variant in self.variants},
             "files": {path: entry.to_dict() for path, entry in sorted(self.files.items())},
             "provenance": dict(self.provenance),
+            **({"calibration": fitted} if fitted else {}),
         }
 
     def to_json(self) -> bytes:
@@ -159,6 +164,7 @@ class Manifest:
             variants=_variants(fields),
             files=_files(fields),
             provenance=_flat(fields, "provenance"),
+            calibration=_calibration(fields),
         )
         limits.finish()
         fields.finish()
@@ -256,6 +262,13 @@ def _thresholds(fields: Fields) -> dict[str, float]:
     if isinstance(fields.data.get("thresholds"), dict) and DEFAULT not in values:
         fields.problems.add("thresholds", f"key {DEFAULT!r} is missing")
     return values
+
+
+def _calibration(fields: Fields) -> dict[str, Calibration]:
+    return {
+        name: Calibration.read(Fields(data, f"calibration[{name!r}]", fields.problems))
+        for name, data in fields.objects("calibration", {}).items()
+    }
 
 
 def _variants(fields: Fields) -> tuple[Variant, ...]:
@@ -359,6 +372,9 @@ def _validate(manifest: Manifest, problems: Problems) -> None:
     for variant in manifest.variants:
         _validate_variant(variant, manifest, problems)
     _validate_thresholds(manifest, problems)
+    names = {variant.name for variant in manifest.variants}
+    for name in manifest.calibration.keys() - names:
+        problems.add("calibration", f"{name!r} is no variant; known: {', '.join(sorted(names))}")
 
 
 def _validate_variant(variant: Variant, manifest: Manifest, problems: Problems) -> None:

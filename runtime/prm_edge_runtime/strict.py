@@ -146,6 +146,10 @@ class Fields:
             return ()
         return tuple(float(v) for v in values)
 
+    def optional(self, key: str) -> Any:
+        """The value of a key that may be null or absent, unchecked."""
+        return self._get(key, None)[1]
+
     def has(self, key: str) -> bool:
         return key in self.data
 

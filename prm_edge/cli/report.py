@@ -1,0 +1,77 @@
+"""``prm-edge report``: a page to look at scored solutions."""
+
+from __future__ import annotations
+
+import click
+
+from .given import read_given, scorer_if_named
+from .options import engine_options, package_option
+from .streams import open_input, open_output
+
+
+@click.command("report", short_help="Make a page to look at scored solutions.")
+@click.argument("file", metavar="[FILE|-]", required=False, type=click.Path())
+@package_option
+@click.option(
+    "-o", "--out", required=True, metavar="OUT", type=click.Path(), help="HTML file to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--scores-key", metavar="KEY", help="Key of the scores, as prm_scores.NAME. Default: scores."
+)
+@click.option(
+    "--group-by",
+    metavar="KEY",
+    default="problem_id",
+    show_default=True,
+    help="Records with the same value stand side by side; without it the same problem text.",
+)
+@click.option("--by", metavar="AGGREGATE", help="Chooses the best candidate.")
+@click.option("--threshold", type=float, help="A lower score is an error.")
+@click.option("--title", default="Scored solutions", show_default=True, help="Of the page.")
+@engine_options
+def report_command(
+    file: str | None,
+    package: str | None,
+    out: str,
+    overwrite: bool,
+    scores_key: str | None,
+    group_by: str,
+    by: str | None,
+    threshold: float | None,
+    title: str,
+    device: str | None,
+    variant: str | None,
+    threads: int | None,
+) -> None:
+    """Make one HTML page from the scored solutions in FILE, as score --text writes them.
+
+    Every step is shaded by its score, the first error marked, candidates of one problem side by
+    side. The page needs no network and no other file; it filters, sorts and searches.
+    """
+    from prm_edge.report import render
+    from prm_edge.samples import ALL_AGGREGATES
+    from prm_edge_runtime import scoring
+
+    if by is not None:
+        scoring.aggregate((), by, ALL_AGGREGATES)  # refuse before any work is done
+    with scorer_if_named(package, device, variant, threads) as scorer:
+        given = read_given(
+            file,
+            scorer=scorer,
+            scores_key=scores_key,
+            group_key=group_by,
+            threshold=threshold,
+        )
+    page = render(
+        given.samples,
+        title=title,
+        threshold=given.threshold,
+        by=given.by if by is None else by,
+    )
+    with open_input(file) as source, open_output(out, source=source, overwrite=overwrite) as sink:
+        sink.write(page)
+    if given.failed:
+        click.echo(
+            f"prm-edge: {given.failed} records could not be scored and are not shown", err=True
+        )
