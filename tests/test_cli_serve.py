@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,14 @@ class Server:
         return HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def get(self, path: str) -> tuple[int, Any]:
-        connection = self.connect()
-        connection.request("GET", path)
-        return _answer(connection)
+        with closing(self.connect()) as connection:
+            connection.request("GET", path)
+            return _answer(connection)
 
     def post(self, path: str, data: Any) -> tuple[int, Any]:
-        connection = self.connect()
-        _send(connection, path, data)
-        return _answer(connection)
+        with closing(self.connect()) as connection:
+            _send(connection, path, data)
+            return _answer(connection)
 
     def end(self) -> str:
         self._reader.join(30)
@@ -88,9 +89,8 @@ def _send(connection: HTTPConnection, path: str, data: Any) -> None:
 
 
 def _answer(connection: HTTPConnection) -> tuple[int, Any]:
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
+    with closing(connection), connection.getresponse() as answer:
+        body = answer.read()
     return answer.status, json.loads(body) if body else None
 
 

@@ -343,11 +343,6 @@ def create_app(
     """
     api = Api(backend, limits or Limits(), with_text=with_text, on_failure=on_failure)
     routes = [
-        Route("/", api.show_page),
-        Route("/openapi.json", api.show_document),
-        Route("/health", api.health),
-        Route("/info", api.info),
-        Route("/metrics", api.show_metrics),
         Route("/v1/score", api.score, methods=["POST"]),
         Route("/v1/rank", api.rank, methods=["POST"]),
         Route("/v1/sessions", api.open_session, methods=["POST"]),
@@ -356,6 +351,11 @@ def create_app(
         Route("/v1/sessions/{id}/peek", api.peek, methods=["POST"]),
         Route("/v1/sessions/{id}/undo", api.undo, methods=["POST"]),
         Route("/v1/sessions/{id}/fork", api.fork, methods=["POST"]),
+        Route("/", api.show_page),
+        Route("/openapi.json", api.show_document),
+        Route("/health", api.health),
+        Route("/info", api.info),
+        Route("/metrics", api.show_metrics),
     ]
     paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
 
