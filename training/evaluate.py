@@ -1,6 +1,7 @@
 """Measure a checkpoint and write the table: one command, seeded.
 
     python -m training.evaluate --data ../shared/data --checkpoint training/checkpoint
+    python -m training.evaluate --package PACKAGE --out FILE      # the same of an exported package
 
 Out: ``training/EVAL.md``. SymPy, where installed, is scored beside the model on every row.
 """
@@ -20,7 +21,7 @@ from . import measure, real, sympy_check
 from .generator import FAMILIES, Context, Solution, draw
 from .generator.equations import same_answer
 from .measure import Figure
-from .scoring import Score, load
+from .scoring import Score, load, load_package
 
 THRESHOLD = 0.5
 Lines = list[tuple[float, bool]]
@@ -295,13 +296,14 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--checkpoint", type=Path, default=Path("training/checkpoint"))
+    parser.add_argument("--package", type=Path, help="score with this package, not with torch")
     parser.add_argument("--out", type=Path, default=Path("training/EVAL.md"))
     parser.add_argument("--size", type=float, default=1.0, help="scale the number of cases")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.monotonic()
     make: Callable[[bool], Score] = lambda permuted: load(args.checkpoint, permuted)  # noqa: E731
-    score = make(False)
+    score = load_package(args.package) if args.package else make(False)
     rows, families = build(score, args.data, args.size)
     shifts = invariance(score, args.data, int(300 * args.size))
     broken = real_moves(make(True), args.data, int(2000 * args.size))[0][0]

@@ -1,8 +1,7 @@
 """The reference scorer: step scores of a checkpoint, computed with torch.
 
 In: a checkpoint folder. Out: a function ``score(problem, steps) -> list of probabilities``
-that a line is good. To measure an exported package instead, pass any function of that shape
-to `evaluate.evaluate`.
+that a line is good. Or the same of an exported package, run by prm-edge.
 """
 
 from __future__ import annotations
@@ -39,5 +38,20 @@ def load(checkpoint: Path, permuted: bool = False) -> Score:
             ends.append(len(ids) - 1)
         logits = model(input_ids=torch.tensor([ids])).logits[0]  # (T, 2)
         return logits[ends].softmax(-1)[:, 1].tolist()
+
+    return score
+
+
+def load_package(package: Path) -> Score:
+    """Scorer of an exported package."""
+    from prm_edge_runtime import Scorer
+
+    scorer = Scorer.load(package, threads=1)
+
+    def score(problem: str, steps: list[str]) -> list[float]:
+        found = scorer.score(problem, steps).scores
+        if any(value is None for value in found):
+            raise ValueError(f"a step of {problem!r} has no score")
+        return [value for value in found if value is not None]
 
     return score
