@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from fake_scorer import FakeScorer
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from prm_edge.server.app import Api, create_app
 from prm_edge.server.backend import Backend
@@ -22,6 +23,7 @@ from prm_edge_runtime.scorer import Scorer
 
 PROBLEM = "Solve for x: 2x + 4 = 10."
 STEPS = ["2x = 6", "x = 3"]
+HOST = "http://localhost"
 JSON = [(b"content-type", b"application/json")]
 
 
@@ -170,3 +172,19 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait_for(test(), 60)
 
     asyncio.run(within_a_minute())
+
+
+def started(scorer: Any, **options: Any) -> TestClient:
+    limits = Limits(**options.pop("limits", {}))
+    return TestClient(create_app(Backend(scorer), limits=limits, **options), base_url=HOST)
+
+
+def wait_until_ready(client: TestClient) -> None:
+    while client.get("/health").status_code != 200:
+        pass
+
+
+def post(client: TestClient, path: str, data: Any, status: int = 200, **options: Any) -> Any:
+    answer = client.post(path, json=data, **options)
+    assert answer.status_code == status, answer.text
+    return answer.json()

@@ -34,5 +34,6 @@ def test_server_stands_hostile_requests(tiny_package: Path) -> None:
     log = "".join(server.log)
     assert "Traceback" not in log
     assert '"failed"' not in log
-    # they were not all turned away at the door
+    # they were not all turned away at the door, and most were answered
+    assert statuses.total() > COUNT // 2
     assert {b"200", b"400", b"404", b"405", b"413", b"415", b"421", b"422"} <= set(statuses)
