@@ -155,7 +155,8 @@ def unsure_band(
     width = float(distance[order][enough[-1] + 1])
     above = float(distance[order][enough[-1]])
     half = round((width + above) / 2, DECIMALS)
-    return (threshold - half, threshold + half) if half > 0 else None
+    band = (round(threshold - half, DECIMALS), round(threshold + half, DECIMALS))
+    return band if half > 0 else None
 
 
 def _measured(

@@ -383,6 +383,7 @@ def evaluate(
     return {
         "solutions": len(samples),
         "threshold": threshold,
+        "unscored": sum(None in sample.scores for sample in samples),
         "processbench": processbench(judged, bootstrap=bootstrap),
         "steps": step_figures(samples, neutral_is_good=neutral_is_good, bootstrap=bootstrap),
         "classes": by_class(samples, threshold, neutral_is_good=neutral_is_good),

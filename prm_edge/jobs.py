@@ -46,6 +46,7 @@ class OutputLine:
 
     ``number``: of the line, from 1. ``id``: of the record, None when it has none. ``data``: what
     is written. ``error``: the message when the record failed, else None. ``n_tokens``: of it all.
+    ``out_of_domain``: that is why it, or a candidate of it, has no scores.
     """
 
     number: int
@@ -53,6 +54,7 @@ class OutputLine:
     data: Mapping[str, Any]
     error: str | None = None
     n_tokens: int = 0
+    out_of_domain: bool = False
 
     def to_json(self) -> bytes:
         """One line of ASCII JSON, so that no character in it can end the line early."""
@@ -287,7 +289,14 @@ def score_parsed(job: Job, parsed: Parsed) -> OutputLine:
         id=record.id,
         data={**named, **written, **about},
         n_tokens=sum(item["n_tokens"] for item in result.get("candidates", [result])),
+        out_of_domain=is_out_of_domain(result),
     )
+
+
+def is_out_of_domain(written: Mapping[str, Any]) -> bool:
+    """Whether a record as it is written has steps without a score because of its domain."""
+    items = written.get("candidates", [written])
+    return any(results.OUT_OF_DOMAIN in item.get("status", ()) for item in items)
 
 
 def _failure(parsed: Parsed, error: Exception) -> OutputLine:

@@ -76,6 +76,7 @@ def test_unsure_band_leaves_what_is_right_often_enough() -> None:
     assert band is not None
     outside = (scores < band[0]) | (scores >= band[1])
     assert list(outside) == [True, True, False, False, False, True, True]
+    assert band == (round(band[0], 6), round(band[1], 6))
     assert unsure_band(scores, good, 0.5, 0.5) is None  # none is needed
     assert unsure_band(scores, ~good, 0.5, 0.99) is None  # none suffices
 
@@ -215,6 +216,7 @@ def test_calibrate_writes_what_verdicts_use(package: Path, labelled: Path) -> No
     shown = CliRunner().invoke(cli, ["inspect", str(package)]).stdout
     assert "calibration of cpu-fp32" in shown
     assert "data_sha256" in shown
+    assert "[" not in shown.split("calibration of cpu-fp32")[1].split("limits")[0]
 
 
 def test_calibrate_dry_run_writes_nothing(package: Path, labelled: Path) -> None:

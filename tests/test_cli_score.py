@@ -14,6 +14,7 @@ from score_command import BAD, GOOD, NOTICE, assert_one_sentence, left_in, posix
 
 from prm_edge.cli import cli
 from prm_edge.cli import score as score_module
+from prm_edge_runtime.domain import Domain, units
 from prm_edge_runtime.errors import PackageNotFoundError
 from prm_edge_runtime.scorer import Scorer
 
@@ -80,6 +81,49 @@ def test_score_goes_on_after_a_bad_line_and_exits_3() -> None:
     assert "2 of 4 records could not be scored; the first, line 3: steps must be a list" in (
         result.stderr
     )
+
+
+def guarded(known: str) -> Scorer:
+    with Scorer.load() as plain:
+        domain = Domain(known=frozenset(units(known)), max_unknown=0.2)
+        variant = plain.package.variant(plain.variant)
+        return Scorer(plain.package, variant, plain._open_engine(), "embedded", domain)
+
+
+def test_score_says_once_how_many_are_out_of_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    records = [
+        {"problem": "x + 1 = 2", "steps": ["x = 1"]},
+        {"problem": "x + 1 = 2", "steps": ["hence Ω 1", "x = 1"]},
+        {"problem": "x + 1 = 2", "candidates": [["x = 1"], ["hence Ω 1"]]},
+    ]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    use(monkeypatch, guarded("+ ="))
+    whole = score(source, "-o", out)
+    said = (
+        "prm-edge: outside what the built-in model was trained on: 2 of 3 records, whose scores "
+        "are null (out_of_domain); --force scores them\n"
+    )
+    assert whole.exit_code == 0
+    assert whole.stderr.endswith(said)
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert [b"out_of_domain" in line for line in lines] == [False, True, True]
+    # those that an earlier run wrote are counted too
+    out.unlink()
+    use(monkeypatch, guarded("+ ="))
+    score(source, "-o", out, "--resume")
+    job = out.with_name("out.jsonl.job.json")
+    begun = json.loads(job.read_text())
+    del begun["finished"]
+    job.write_text(json.dumps(begun))
+    out.rename(out.with_name("out.jsonl.partial")).write_bytes(b"".join(lines[:2]))
+    use(monkeypatch, guarded("+ ="))
+    resumed = score(source, "-o", out, "--resume")
+    assert "going on after 2 records" in resumed.stderr
+    assert resumed.stderr.endswith(said)
+    assert out.read_bytes() == b"".join(lines)
 
 
 def test_score_survives_binary_garbage() -> None:

@@ -104,9 +104,17 @@ def test_rank_scores_the_candidates_inside(guarded: Scorer) -> None:
     assert ranking.best == 0
 
 
+def test_self_test_needs_no_domain(guarded: Scorer) -> None:
+    nothing = Domain(known=frozenset(), max_unknown=0.0)
+    variant = guarded.package.variant(guarded.variant)
+    strict = Scorer(guarded.package, variant, guarded._open_engine(), "embedded", nothing)
+    assert strict.score(*INSIDE).status == (OUT_OF_DOMAIN,) * 2
+    assert strict.self_test() == guarded.self_test() < 1e-3
+
+
 def test_session_refuses_a_line_outside_and_goes_on(guarded: Scorer) -> None:
     with guarded.session(INSIDE[0]) as session:
-        with pytest.raises(InputError, match="outside what the built-in model was trained on"):
+        with pytest.raises(InputError, match=r"outside what .* trained on.*--force"):
             session.add("Let ε be arbitrarily small and compact: 1")
         scores = [session.add(step) for step in INSIDE[1]]
     assert tuple(scores) == guarded.score(*INSIDE).scores

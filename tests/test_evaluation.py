@@ -243,6 +243,14 @@ def test_eval_reports_files_and_their_average(files: list[Path]) -> None:
         assert words in text.stdout
 
 
+def test_eval_says_how_many_have_steps_without_a_score(files: list[Path]) -> None:
+    assert "no score" not in run(files[1]).stdout
+    with files[1].open("a") as stream:
+        stream.write('{"problem": "n", "steps": ["a"], "label": -1, "scores": [null]}\n')
+    assert "  no score      1 solutions have steps without one" in run(files[1]).stdout
+    assert json.loads(run(files[1], "--json").stdout)["files"][str(files[1])]["unscored"] == 1
+
+
 def test_eval_tunes_on_one_file_and_applies_it(files: list[Path]) -> None:
     data = json.loads(run(files[1], "--tune", files[0], "--json").stdout)
     assert data["files"][str(files[1])]["threshold"] == pytest.approx((0.4 + 0.45) / 2)
@@ -251,7 +259,7 @@ def test_eval_tunes_on_one_file_and_applies_it(files: list[Path]) -> None:
 def test_eval_compares_two_scorings(files: list[Path]) -> None:
     result = run(files[0], "--versus", "other")
     assert "1 of 3 verdicts and 1 first errors differ" in result.stdout
-    assert "a: flawed at 1, then sound at None" in result.stdout
+    assert "a: flawed at step 2, then sound\n" in result.stdout
 
 
 def test_eval_compares_two_variants(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

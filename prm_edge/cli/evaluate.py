@@ -154,6 +154,11 @@ def as_text(data: Mapping[str, Any]) -> list[str]:
 
 def _file_lines(file: str, figures: Mapping[str, Any]) -> list[str]:
     lines = [f"{file}: {figures['solutions']} solutions, threshold {figures['threshold']:g}"]
+    if figures["unscored"]:
+        lines.append(
+            f"  no score      {figures['unscored']} solutions have steps without one; a first "
+            "error that this hides counts as missed"
+        )
     if bench := figures["processbench"]:
         lines += [
             f"  first error   F1 {_percent(bench['f1'])}{_interval(bench.get('f1_interval'))}, "
@@ -199,12 +204,16 @@ def _versus_lines(file: str, found: Mapping[str, Any]) -> list[str]:
     ]
     for item in found["changed"][:SHOWN_CHANGES]:
         lines.append(
-            f"  {item['record']}: {item['verdict']} at {item['first_error']}, then "
-            f"{item['other_verdict']} at {item['other_first_error']}"
+            f"  {item['record']}: {_verdict(item['verdict'], item['first_error'])}, then "
+            f"{_verdict(item['other_verdict'], item['other_first_error'])}"
         )
     if len(found["changed"]) > SHOWN_CHANGES:
         lines.append(f"  and {len(found['changed']) - SHOWN_CHANGES} more; --json lists all")
     return lines
+
+
+def _verdict(verdict: str, first_error: int | None) -> str:
+    return verdict if first_error is None else f"{verdict} at step {first_error + 1}"
 
 
 def _percent(value: float | None) -> str:

@@ -173,4 +173,8 @@ def _section(title: str, pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_value, value))
+    if value is None:
+        return "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

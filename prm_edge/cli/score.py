@@ -379,15 +379,20 @@ class Tally:
 
         self.records = 0
         self.failed = 0
+        self.out_of_domain = 0
         self._first_failure = ""
         self._duplicates = DuplicateIds()
 
     def add(self, line: OutputLine) -> None:
         """Note one line."""
+        self.out_of_domain += line.out_of_domain
         self._note(line.id, None if line.error is None else f"line {line.number}: {line.error}")
 
     def add_earlier(self, record: dict[str, Any]) -> None:
         """Note one line that an earlier run wrote."""
+        from prm_edge.jobs import is_out_of_domain
+
+        self.out_of_domain += is_out_of_domain(record)
         error = record.get("error")
         self._note(
             record.get("id"), None if error is None else f"line {error['line']}: {error['message']}"
@@ -406,6 +411,12 @@ class Tally:
         if self.failed:
             first = f"; the first, {self._first_failure}" if self._first_failure else ""
             voice.problem(f"{self.failed} of {self.records} records could not be scored{first}")
+        if self.out_of_domain:
+            voice.problem(
+                f"outside what the built-in model was trained on: {self.out_of_domain} of "
+                f"{self.records} records, whose scores are null (out_of_domain); --force scores "
+                "them"
+            )
         if not self.records:
             voice.event("empty", "the input holds no records")
         if self._duplicates.count:

@@ -122,6 +122,7 @@ class GuardedTrack:
             if reason is not None:
                 raise InputError(
                     f"this line is outside what the built-in model was trained on: {reason}; the "
-                    "session is as it was: name a package of your own, or load with force=True"
+                    "session is as it was: name a package of your own, or score it all the same "
+                    "with --force (force=True in Python)"
                 )
         return self._track.extend(tip, steps, keep=keep)

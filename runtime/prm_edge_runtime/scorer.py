@@ -275,11 +275,17 @@ class Scorer:
         return rank_scores(tuple(self._run(prepared)), by)
 
     def _prepared(
-        self, problem: str, steps: Sequence[str], on_too_long: str, what: str = ""
+        self,
+        problem: str,
+        steps: Sequence[str],
+        on_too_long: str,
+        what: str = "",
+        *,
+        guarded: bool = True,
     ) -> _Prepared:
         encoded = self._encoder.encode(problem, steps)
         causal = self._open_engine().causal
-        if self.outside(problem, steps) is not None:
+        if guarded and self.outside(problem, steps) is not None:
             return _Prepared(encoded=encoded, parts=(), prompt_tokens=0, missing=OUT_OF_DOMAIN)
         parts = fit(
             self._encoder,
@@ -419,7 +425,12 @@ class Scorer:
                 "self-test cannot be judged; export the checkpoint again"
             )
         cases = selftest.load_cases(self.package.read_bytes(SELFTEST_NAME))
-        return selftest.check(cases, lambda p, s: self.score(p, s).scores, float(tolerance))
+
+        def score(problem: str, steps: Sequence[str]) -> tuple[float | None, ...]:
+            # what the machine computes is tested, whether or not its cases are in the domain
+            return self._run([self._prepared(problem, steps, ERROR, guarded=False)])[0].scores
+
+        return selftest.check(cases, score, float(tolerance))
 
     def close(self) -> None:
         """Free the model. Scoring afterwards raises; closing twice does not."""
