@@ -15,10 +15,12 @@ pytest.importorskip("torch", reason="needs the export extra")
 import checkpoints
 import family_checkpoints
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_reference import rlhflow_scores, shepherd_scores, skywork_scores
 
+from prm_edge.cli import cli
 from prm_edge_export.families import FAMILIES
 from prm_edge_export.pipeline import export, preview
 from prm_edge_export.plan import ExportOptions
@@ -349,8 +351,9 @@ def test_preview_marks_a_tag(tmp_path: Path) -> None:
     assert any("head: rows (lm_head.weight rows [" in line for line in lines)
 
 
-def test_help_names_every_family() -> None:
-    said = (Path(__file__).parent / "goldens" / "help" / "export.txt").read_text()
-    # rlhflow-deepseek may be wrapped at its hyphen
-    words = "".join(said.split())
-    assert [name for name in FAMILIES if name not in words] == []
+def test_recipes_command_names_every_family() -> None:
+    result = CliRunner().invoke(cli, ["recipes"])
+    assert result.exit_code == 0
+    assert [name for name in FAMILIES if name not in result.stdout] == []
+    golden = (Path(__file__).parent / "goldens" / "help" / "export.txt").read_text()
+    assert "`prm-edge recipes`" in golden

@@ -141,7 +141,7 @@ def test_redundancy_of_a_step_that_is_too_long(tmp_path: Path) -> None:
     checkpoint = family_checkpoints.reasoneval(
         tmp_path / "tiny", max_position_embeddings=260, sliding_window=None
     )
-    result = run(tmp_path, checkpoint).score("How much?", ["4", "x " * 200])
+    result = run(tmp_path, checkpoint).score("How much?", ["4", "x " * 200], on_too_long="null")
     assert result.redundancy is not None
     assert result.redundancy[0] is not None
     assert result.redundancy[1] is None

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from package_builder import tiny_manifest, tiny_recipe, tiny_variant
 
 from prm_edge_runtime.errors import PackageFormatError
+from prm_edge_runtime.json_file import MAX_MANIFEST_BYTES, decode_json
 from prm_edge_runtime.manifest import (
     DEVICES,
     MAX_CACHE_SIZE,
     MAX_INTEGER,
-    MAX_MANIFEST_BYTES,
     PRECISIONS,
     FileEntry,
     Manifest,
     Variant,
-    decode_json,
     path_problem,
     variant_name_problem,
 )

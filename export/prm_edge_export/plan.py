@@ -21,11 +21,11 @@ from prm_edge_runtime.errors import (
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
 from .checkpoint import TOKENIZER_NAME, Checkpoint
-from .families import ASK, FAMILIES, Family, Request, encode_plain, good_index
-from .heads import CLASSIFIER, LINEAR, ROWS, Head, find_head, vocabulary_rows
+from .detection import architecture, choose_family
+from .families import ASK, Family, Request, encode_plain, good_index
+from .heads import CLASSIFIER, LINEAR, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
-from .own_recipe import SUFFIX, read_recipe_file
-from .refusals import refuse_headless, refuse_known
+from .refusals import refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
 from .training_args import TRAINING_ARGS_NAME, read_training_args
@@ -116,7 +116,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     files = read_tokenizer(checkpoint.tokenizer_folder)
     refuse_known(checkpoint, files.added)
     found = find_head(checkpoint.tensors)
-    family = _family(options, checkpoint, found, files.added, reasons)
+    family = choose_family(options.recipe, checkpoint, found, files.added, reasons)
     tokenizer = auto_tokenizer(files, model_type)
     head = found or _verdict_rows(checkpoint, family, tokenizer)
     _describe_head(checkpoint, head, reasons)
@@ -182,28 +182,12 @@ def _check_choices(options: ExportOptions) -> None:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
 
 
-def _chosen(recipe: str) -> Family:
-    """The family that ``--recipe`` names: a built-in one, or a file."""
-    if recipe in FAMILIES:
-        return FAMILIES[recipe]
-    if recipe.endswith(SUFFIX):
-        return read_recipe_file(Path(recipe))
-    raise ConfigError(
-        f"--recipe {recipe!r} is neither one of {', '.join(FAMILIES)} nor a {SUFFIX} file"
-    )
-
-
-def _named(checkpoint: Checkpoint) -> str:
-    architectures = checkpoint.config.get("architectures")
-    return str(architectures[0]) if isinstance(architectures, list) and architectures else "unnamed"
-
-
 def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> None:
     layers = ", ".join(
         f"{x.weight}{'' if x.rows is None else f' rows {list(x.rows)}'} [{x.outputs}, {x.inputs}]"
         for x in head.layers
     )
-    reasons.append(f"head: {head.kind} ({layers}), architecture {_named(checkpoint)}")
+    reasons.append(f"head: {head.kind} ({layers}), architecture {architecture(checkpoint)}")
 
 
 def _score_line(recipe: Recipe) -> str:
@@ -227,60 +211,6 @@ def _verdict_rows(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> Hea
         rows += ids
     tied = checkpoint.config.get("tie_word_embeddings", False) is True
     return vocabulary_rows(checkpoint.tensors, tuple(rows), tied)
-
-
-def _family(
-    options: ExportOptions,
-    checkpoint: Checkpoint,
-    head: Head | None,
-    added: Mapping[str, int],
-    reasons: list[str],
-) -> Family:
-    kind = ROWS if head is None else head.kind
-    if options.recipe is not None:
-        family = _chosen(options.recipe)
-        if kind not in family.heads:
-            raise CheckpointError(
-                f"recipe {family.name!r} needs a head of kind {' or '.join(family.heads)}, the "
-                f"checkpoint has {kind if head else 'none of its own'}; leave --recipe out to "
-                "have it detected"
-            )
-        _check_model_type(checkpoint, family)
-        reasons.append(f"recipe: {family.name} ({family.title}), as asked")
-        return family
-    if head is None:
-        refuse_headless(_named(checkpoint), [f.name for f in FAMILIES.values() if kind in f.heads])
-    if _named(checkpoint).endswith("ForSequenceClassification"):
-        raise UnsupportedError(
-            f"architecture {_named(checkpoint)} has no per-step head that is known: a sequence "
-            "classifier scores whole texts, not steps"
-        )
-    family = _detected(checkpoint.config.get("model_type"), kind, added)
-    _check_model_type(checkpoint, family)
-    others = [f.name for f in FAMILIES.values() if kind in f.heads and f is not family]
-    also = f"; for {' or '.join(others)} pass --recipe" if others else ""
-    reasons.append(f"recipe: {family.name} ({family.title}), from the head{also}")
-    return family
-
-
-def _detected(model_type: object, kind: str, added: Mapping[str, int]) -> Family:
-    """The family with this head that suits best; else any with it, to be refused by name."""
-    fit = [f for f in FAMILIES.values() if f.detected and kind in f.heads]
-    suited = [
-        f
-        for f in fit
-        if set(f.marks) <= added.keys() and (not f.model_types or model_type in f.model_types)
-    ]
-    return max(suited, key=lambda f: len(f.marks)) if suited else fit[0]
-
-
-def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
-    model_type = checkpoint.config.get("model_type")
-    if family.model_types and model_type not in family.model_types:
-        raise UnsupportedError(
-            f"recipe {family.name!r} is known for model_type {' and '.join(family.model_types)}, "
-            f"this checkpoint has {model_type!r}: another family with a head of the same kind"
-        )
 
 
 def _separator(

@@ -26,6 +26,7 @@ from .options import (
 )
 from .progress import Progress, Voice
 from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
+from .tally import Tally
 
 if TYPE_CHECKING:
     from prm_edge.inputs import Survey
@@ -369,59 +370,3 @@ def _onnxruntime_version() -> str | None:
 def _progress_is_seen(out: str) -> bool:
     # not between the results, where both go to the same terminal
     return sys.stderr.isatty() and not (out == STANDARD and sys.stdout.isatty())
-
-
-class Tally:
-    """What there is to say about a run when it is over."""
-
-    def __init__(self) -> None:
-        from prm_edge.jobs import DuplicateIds
-
-        self.records = 0
-        self.failed = 0
-        self.out_of_domain = 0
-        self._first_failure = ""
-        self._duplicates = DuplicateIds()
-
-    def add(self, line: OutputLine) -> None:
-        """Note one line."""
-        self.out_of_domain += line.out_of_domain
-        self._note(line.id, None if line.error is None else f"line {line.number}: {line.error}")
-
-    def add_earlier(self, record: dict[str, Any]) -> None:
-        """Note one line that an earlier run wrote."""
-        from prm_edge.jobs import is_out_of_domain
-
-        self.out_of_domain += is_out_of_domain(record)
-        error = record.get("error")
-        self._note(
-            record.get("id"), None if error is None else f"line {error['line']}: {error['message']}"
-        )
-
-    def _note(self, identity: Any, failure: str | None) -> None:
-        self.records += 1
-        self._duplicates.add(identity)
-        if failure is not None:
-            if not self.failed:
-                self._first_failure = failure
-            self.failed += 1
-
-    def say(self, voice: Voice) -> None:
-        """Say what the user has to know."""
-        if self.failed:
-            first = f"; the first, {self._first_failure}" if self._first_failure else ""
-            voice.problem(f"{self.failed} of {self.records} records could not be scored{first}")
-        if self.out_of_domain:
-            voice.problem(
-                f"outside what the built-in model was trained on: {self.out_of_domain} of "
-                f"{self.records} records, whose scores are null (out_of_domain); --force scores "
-                "them"
-            )
-        if not self.records:
-            voice.event("empty", "the input holds no records")
-        if self._duplicates.count:
-            voice.event(
-                "duplicates",
-                f"{self._duplicates.count} records have an id that occurred before "
-                f"(the first is {self._duplicates.first!r}); all of them were scored",
-            )

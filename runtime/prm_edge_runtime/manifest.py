@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .calibration import Calibration
 from .errors import PackageFormatError, RecipeError
+from .json_file import decode_json
 from .recipe import Recipe
 from .strict import Fields, Problems
 
@@ -37,7 +37,6 @@ DEFAULT: Final = "default"  # the key of ``thresholds`` that every package has
 REQUIRED_FILES: Final = (TOKENIZER_NAME, SELFTEST_NAME)
 # the manifest cannot hold its own hash, and people edit the model card
 UNLISTED_FILES: Final = (MANIFEST_NAME, CARD_NAME)
-MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 MAX_INTEGER: Final = 2**63 - 1
 MAX_CACHE_SIZE: Final = 2**16  # of layers, heads and head size: far above any model
 
@@ -172,54 +171,6 @@ class Manifest:
         _validate(manifest, problems)
         problems.raise_if_any(PackageFormatError, f"{where} cannot be used")
         return manifest
-
-
-def decode_json(raw: bytes, where: str) -> object:
-    """Decode JSON that has to be unambiguous: UTF-8, no duplicate key, no NaN, no lone surrogate.
-
-    Raises:
-        PackageFormatError: naming ``where`` and what is wrong.
-    """
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise PackageFormatError(
-            f"{where} has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are allowed: "
-            "this is no file that prm-edge wrote, export the package again"
-        )
-    try:
-        data: object = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant
-        )
-        json.dumps(data, ensure_ascii=False).encode("utf-8")  # lone surrogates fail here
-    except UnicodeDecodeError as error:
-        raise PackageFormatError(
-            f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8 or export again"
-        ) from None
-    except UnicodeEncodeError:
-        raise PackageFormatError(
-            f"{where} holds a lone surrogate (an escape such as \\ud800 without its second half): "
-            "export the package again"
-        ) from None
-    except RecursionError:
-        raise PackageFormatError(
-            f"{where} is nested too deeply: this is no file that prm-edge wrote, export again"
-        ) from None
-    except ValueError as error:
-        raise PackageFormatError(
-            f"{where} is not valid JSON: {error}: restore the file or export the package again"
-        ) from None
-    return data
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return data
-
-
-def _constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_version(fields: Fields, where: str) -> None:

@@ -22,10 +22,10 @@ from .errors import (
     VariantError,
 )
 from .hashing import HashMemory, hash_file
+from .json_file import MAX_MANIFEST_BYTES
 from .manifest import (
     DEVICES,
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
     FileEntry,
     Manifest,
     Variant,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from . import ort, scoring, selftest
 from .awaiting import run_in_thread
 from .choice import EMBEDDED, choose, device_asked, package_path
 from .domain import Domain, GuardedTrack, embedded_domain
-from .encoding import Encoded, RecipeEncoder, check_steps, check_text
+from .encoding import RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
 from .errors import (
     ConfigError,
@@ -27,14 +23,14 @@ from .errors import (
     InputTypeError,
     VariantError,
 )
-from .lengths import ERROR, NULL, Part, check_policy, fit
+from .lengths import ERROR, NULL, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .prefixes import PrefixCache, PrefixCounters, limit_bytes
 from .recipe import Recipe
-from .results import OUT_OF_DOMAIN, TOO_LONG, Ranking, StepScores
+from .records import Prepared, pairs, run_prepared
+from .results import OUT_OF_DOMAIN, Ranking, StepScores
 from .results import rank as rank_scores
-from .runs import run_records
 from .session import CachedTrack, RescoredTrack, Session, Track
 
 logger = logging.getLogger("prm_edge")
@@ -42,19 +38,6 @@ logger = logging.getLogger("prm_edge")
 # What `score_many` looks at before it runs it: enough to find records that belong together.
 AHEAD_RECORDS: Final = 256
 AHEAD_TOKENS: Final = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
-    """A record that is ready to be run, in parts where it is too long for one.
-
-    ``missing``: the status of steps that no part scores.
-    """
-
-    encoded: Encoded
-    parts: Sequence[Part]
-    prompt_tokens: int
-    missing: str = TOO_LONG
 
 
 class Scorer:
@@ -230,9 +213,9 @@ class Scorer:
         """
         policy = check_policy(on_too_long)
         found: list[StepScores] = []
-        ahead: list[_Prepared] = []
+        ahead: list[Prepared] = []
         n_tokens = 0
-        for index, (problem, steps) in enumerate(_pairs(items)):
+        for index, (problem, steps) in enumerate(pairs(items)):
             ahead.append(self._prepared(problem, steps, policy, f"item {index}: "))
             n_tokens += len(ahead[-1].encoded.ids)
             if len(ahead) >= AHEAD_RECORDS or n_tokens >= AHEAD_TOKENS:
@@ -282,11 +265,11 @@ class Scorer:
         what: str = "",
         *,
         guarded: bool = True,
-    ) -> _Prepared:
+    ) -> Prepared:
         encoded = self._encoder.encode(problem, steps)
         causal = self._open_engine().causal
         if guarded and self.outside(problem, steps) is not None:
-            return _Prepared(encoded=encoded, parts=(), prompt_tokens=0, missing=OUT_OF_DOMAIN)
+            return Prepared(encoded=encoded, parts=(), prompt_tokens=0, missing=OUT_OF_DOMAIN)
         parts = fit(
             self._encoder,
             problem,
@@ -298,56 +281,15 @@ class Scorer:
             what=what,
         )
         prompt = self._encoder.prompt_tokens(problem, encoded) if self._prefixes else 0
-        return _Prepared(encoded=encoded, parts=parts, prompt_tokens=prompt)
+        return Prepared(encoded=encoded, parts=parts, prompt_tokens=prompt)
 
-    def _run(self, prepared: Sequence[_Prepared]) -> list[StepScores]:
-        """Run every part of every record, and put their scores together."""
-        engine = self._open_engine()
-        records = [
-            replace(part.record, prompt_tokens=item.prompt_tokens)
-            for item in prepared
-            for part in item.parts
-        ]
-        if isinstance(engine, DecoderEngine):
-            width = self.recipe.logits
-            runs = run_records(engine, records, logits=width, prefixes=self._prefixes)
-            found = [(run.logits, run.n_tokens_run) for run in runs]
-        else:
-            found = [
-                (engine.run(record.ids, record.reads), len(record.ids))
-                if len(record.reads)
-                else (np.zeros((0, self.recipe.logits), dtype=np.float32), 0)
-                for record in records
-            ]
-        each = iter(found)
-        return [self._result(item, [next(each) for _ in item.parts]) for item in prepared]
-
-    def _result(
-        self, item: _Prepared, found: Sequence[tuple[NDArray[np.float32], int]]
-    ) -> StepScores:
-        n_steps = len(item.encoded.reads)
-        scores: list[float | None] = [None] * n_steps
-        status = [item.missing] * n_steps
-        logits: list[tuple[float, ...] | None] = [None] * n_steps
-        redundancy: list[float | None] = [None] * n_steps
-        for part, (rows, _) in zip(item.parts, found, strict=True):
-            values = scoring.scores_from_logits(rows, self.recipe.score)
-            redundant = scoring.redundancy_from_logits(rows, self.recipe.score)
-            for index in range(part.context, len(rows)):
-                at = part.first + index
-                scores[at], status[at] = float(values[index]), part.status
-                logits[at] = tuple(map(float, rows[index]))
-                redundancy[at] = None if redundant is None else float(redundant[index])
-        return StepScores(
-            scores=tuple(scores),
-            status=tuple(status),
+    def _run(self, prepared: Sequence[Prepared]) -> list[StepScores]:
+        return run_prepared(
+            self._open_engine(),
+            prepared,
+            recipe=self.recipe,
             threshold=self.threshold,
-            n_tokens=len(item.encoded.ids),
-            n_tokens_run=sum(n_run for _, n_run in found),
-            aggregates=self.recipe.aggregates,
-            default_aggregate=self.recipe.aggregate,
-            logits=tuple(logits),
-            redundancy=None if self.recipe.score.redundant is None else tuple(redundancy),
+            prefixes=self._prefixes,
         )
 
     def session(self, problem: str) -> Session:
@@ -456,15 +398,3 @@ class Scorer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _pairs(items: object) -> Iterator[tuple[str, Sequence[str]]]:
-    # callers without a type checker get a sentence, not an unpacking error
-    if not isinstance(items, Iterable) or isinstance(items, str | bytes):
-        raise InputTypeError(f"items must be pairs (problem, steps), got {type(items).__name__}")
-    for index, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise InputTypeError(
-                f"item {index} must be a pair (problem, steps), got {type(item).__name__}"
-            )
-        yield item[0], item[1]

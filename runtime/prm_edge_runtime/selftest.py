@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PackageFormatError, SelfTestError
-from .manifest import SELFTEST_NAME, decode_json
+from .json_file import decode_json
+from .manifest import SELFTEST_NAME
 from .strict import Fields, Problems
 
 TOLERANCE_KEY = "self_test_tolerance"  # in a variant's proof: largest allowed |dp|
