@@ -168,7 +168,7 @@ class Journal:
         ]
         if changed:
             raise ConfigError(
-                f"the unfinished job at {self._shown!r} is another one: {'; '.join(changed)}; "
+                f"the job at {self._shown!r} is another one: {'; '.join(changed)}; "
                 "give what it was begun with, or --overwrite instead of --resume to begin again"
             )
 

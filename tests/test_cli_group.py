@@ -78,7 +78,7 @@ def test_cli_tells_its_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"prm-edge {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["score", "--nonsense"], ["inspect"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["score", "--nonsense"], ["try"]])
 def test_cli_exits_2_on_wrong_usage(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2

@@ -16,6 +16,7 @@ from prm_edge.cli.describe import package_bytes, recipe_lines, size
 from prm_edge.cli.inspect import as_data, as_text
 from prm_edge_runtime.package import Package
 from prm_edge_runtime.recipe import Recipe
+from prm_edge_runtime.scorer import Scorer
 
 
 def inspect(*arguments: object) -> Result:
@@ -180,3 +181,15 @@ def test_inspect_keeps_options_of_checkpoints_from_packages(tiny_package: Path) 
     result = inspect(tiny_package, "--revision", "v1")
     assert result.exit_code == 2
     assert "--recipe, --revision and --base are for checkpoints" in result.stderr
+
+
+def test_inspect_without_a_path_shows_what_would_score(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in = CliRunner().invoke(cli, ["inspect"])
+    assert built_in.exit_code == 0
+    with Scorer.load(force=True) as scorer:
+        assert built_in.stdout.startswith(scorer.package.manifest.name)
+    monkeypatch.setenv("PRM_EDGE_PACKAGE", str(tiny_package))
+    named = CliRunner().invoke(cli, ["inspect"])
+    assert named.stdout == CliRunner().invoke(cli, ["inspect", str(tiny_package)]).stdout

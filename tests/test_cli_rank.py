@@ -103,6 +103,8 @@ def test_rank_writes_a_file(tmp_path: Path) -> None:
     assert len(rows(out.read_text())) == 1
     assert rank(source, "-o", out, "--quiet").exit_code == 2
     assert rank(source, "-o", out, "--overwrite", "--quiet").stderr == ""
+    source.write_text('{"problem": "p", "steps": ["0.5"]}\n')
+    assert rank(source, "-m", "x", "--quiet").stderr == ""
 
 
 def test_rank_refuses_scores_judged_by_several_thresholds(tmp_path: Path) -> None:

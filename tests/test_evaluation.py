@@ -251,6 +251,12 @@ def test_eval_says_how_many_have_steps_without_a_score(files: list[Path]) -> Non
     assert json.loads(run(files[1], "--json").stdout)["files"][str(files[1])]["unscored"] == 1
 
 
+def test_eval_says_that_there_are_no_labels(files: list[Path]) -> None:
+    assert "no labels" not in run(files[1]).stdout
+    files[1].write_text('{"problem": "n", "steps": ["a"], "scores": [0.5]}\n')
+    assert run(files[1]).stdout.endswith("nothing to measure: the records have no labels\n")
+
+
 def test_eval_tunes_on_one_file_and_applies_it(files: list[Path]) -> None:
     data = json.loads(run(files[1], "--tune", files[0], "--json").stdout)
     assert data["files"][str(files[1])]["threshold"] == pytest.approx((0.4 + 0.45) / 2)

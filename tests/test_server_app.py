@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_scorer import fake_scorer
 from server_scorers import PROBLEM, STEPS, HeldScorer, post, started, wait_until_ready
 from starlette.testclient import TestClient
 
 from prm_edge.jobs import Job, score_line
 from prm_edge.records import Line
+from prm_edge.server.backend import Backend
 from prm_edge.server.keys import Keys
 from prm_edge.server.refusals import STATUSES
 from prm_edge_runtime import Scorer
+from prm_edge_runtime.calibration import Calibration
 
 OTHER = [["2x = 14", "x = 7"], STEPS]
 
@@ -69,6 +73,22 @@ def test_rank_answers_what_the_command_writes(
     expected = as_scored(scorer, data, by=by)
     assert post(client, "/v1/rank", {**data, "by": by}) == expected
     assert expected["by"] == by or by is None
+
+
+def test_answers_have_probabilities_where_the_package_is_calibrated() -> None:
+    scorer: Any = fake_scorer()
+    fitted = {"cpu-fp32": Calibration(temperature=2.0, unsure=None, fitted={})}
+    package = scorer.package
+    scorer.package = replace(package, manifest=replace(package.manifest, calibration=fitted))
+    data = {"problem": PROBLEM, "steps": ["0.9", "0.2"]}
+    backend = Backend(scorer)
+    (told,) = backend.score_many([(PROBLEM, ("0.9", "0.2"))])
+    assert not isinstance(told, Exception)
+    answer = told[0]
+    ranked, _ = backend.rank(PROBLEM, [("0.9", "0.2")], None)
+    assert answer == as_scored(scorer, data)
+    assert answer["probabilities"] == [0.75, 0.333333]
+    assert ranked["candidates"][0]["probabilities"] == answer["probabilities"]
 
 
 def test_session_gives_the_scores_of_a_whole_solution(client: TestClient, scorer: Scorer) -> None:

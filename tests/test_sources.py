@@ -107,7 +107,7 @@ def test_hub_id_that_cannot_be_had(tiny: Path, cache: Path, tmp_path: Path) -> N
         open_checkpoint(Path("org/other"))
     with pytest.raises(CheckpointError, match=r"no/such/folder is missing; .* or a hub id such as"):
         open_checkpoint(Path("no/such/folder"))
-    with pytest.raises(CheckpointError, match=r"tiny is no hub id, which alone has revisions"):
+    with pytest.raises(CheckpointError, match=r"tiny is no hub id, .*: leave --revision out"):
         open_checkpoint(tiny, revision="v1")
     with pytest.raises(CheckpointError, match=r"tiny is no adapter .* leave --base out"):
         open_checkpoint(tiny, base="org/base")
@@ -157,6 +157,12 @@ def test_hub_that_refuses_is_not_replaced_by_its_cache(
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(CheckpointError, match="the hub does not give org/tiny: 404 Client Error;"):
         open_checkpoint(Path("org/tiny"))
+
+
+def test_a_package_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "prm_edge.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is a package already .*; name the checkpoint"):
+        open_checkpoint(tmp_path)
 
 
 def test_hub_id_that_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
+from prm_edge_runtime.manifest import MANIFEST_NAME
 
 from .adapter_config import ADAPTER_CONFIG, is_adapter, read_adapter_config
 from .adapters import ADAPTER_WEIGHTS, AdaptedCheckpoint
@@ -81,6 +82,11 @@ def open_checkpoint(
         UnsupportedError: for what is understood and not exported.
     """
     found = _find(str(path), revision, say)
+    if (found.folder / MANIFEST_NAME).is_file():
+        raise CheckpointError(
+            f"{path} is a package already (it has {MANIFEST_NAME}); name the checkpoint that it "
+            "was made from"
+        )
     if not is_adapter(found.folder):
         if base is not None:
             raise CheckpointError(
@@ -149,8 +155,9 @@ def _find(name: str, revision: str | None, say: Say, option: str = "--revision")
     folder = Path(name)
     if folder.exists() or not HUB_ID.fullmatch(name):
         if revision is not None:
+            given = option if option == "--revision" else f"the @{revision} of {option}"
             raise CheckpointError(
-                f"{name} is no hub id, which alone has revisions: leave {option}'s revision out"
+                f"{name} is no hub id, which alone has revisions: leave {given} out"
             )
         return Found(folder=folder, origin={})
     return _from_hub(name, revision, say)

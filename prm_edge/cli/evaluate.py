@@ -188,6 +188,8 @@ def _file_lines(file: str, figures: Mapping[str, Any]) -> list[str]:
         )
         for by in ("last", "mean", "min", "prod", "softmin"):
             lines.append(f"    by {by:8} {best[by]:.4f}{_interval(best.get(f'{by}_interval'), 4)}")
+    if not any(figures[part] for part in ("processbench", "steps", "best_of_n", "classes")):
+        lines.append("  nothing to measure: the records have no labels")
     for row in figures["classes"]:
         lines.append(
             f"  class {row['class']:32} PRM score {_percent(row['prm_score'])}, F1 good "

@@ -35,14 +35,20 @@ class Given:
 
 @contextmanager
 def scorer_if_named(
-    package: str | None, device: str | None, variant: str | None, threads: int | None
+    package: str | None,
+    device: str | None,
+    variant: str | None,
+    threads: int | None,
+    *,
+    quiet: bool = False,
 ) -> Iterator[Scorer | None]:
     """The package that ``-m`` names, or none."""
     if package is None:
         yield None
         return
     with load_scorer(package, device=device, variant=variant, threads=threads) as scorer:
-        click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
+        if not quiet:
+            click.echo(f"prm-edge: scoring with {name_package(scorer)}", err=True)
         yield scorer
 
 

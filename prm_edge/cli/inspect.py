@@ -29,7 +29,7 @@ INTEGRITY: Final = {
 
 
 @click.command("inspect", short_help="Show what a package or a checkpoint is.")
-@click.argument("path", metavar="PATH", type=click.Path())
+@click.argument("path", metavar="[PATH]", required=False, type=click.Path())
 @click.option(
     "--verify",
     type=click.Choice(list(INTEGRITY)[::-1]),
@@ -42,7 +42,7 @@ INTEGRITY: Final = {
 @click.option("--base", metavar="BASE", help="Checkpoint: as for export.")
 @json_option
 def inspect_command(
-    path: str,
+    path: str | None,
     verify: str,
     recipe: str | None,
     revision: str | None,
@@ -52,10 +52,15 @@ def inspect_command(
     """Show what a package holds: recipe, variants, proof, thresholds, limits, provenance.
 
     Its files are compared with the manifest first; a damaged package ends with exit code 1.
+    Without PATH: PRM_EDGE_PACKAGE, else the built-in one.
 
     Where PATH is a checkpoint (a folder or a hub id, as for export), show what was detected and
     why; one that cannot be exported as it is ends with the reason and exit code 1.
     """
+    if path is None:
+        from prm_edge_runtime.choice import package_path
+
+        path = str(package_path(None)[0])
     if is_checkpoint(Path(path)):
         _inspect_checkpoint(Path(path), recipe, revision, base, as_json)
         return

@@ -66,7 +66,7 @@ def rank_command(
 
     if by is not None:
         scoring.aggregate((), by, ALL_AGGREGATES)  # refuse before any work is done
-    with scorer_if_named(package, device, variant, threads) as scorer:
+    with scorer_if_named(package, device, variant, threads, quiet=quiet) as scorer:
         if scorer is not None and by is not None:
             scoring.aggregate((), by, scorer.recipe.aggregates)
         given = read_given(

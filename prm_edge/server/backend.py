@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from prm_edge.jobs import describe, rounded
+from prm_edge.jobs import Job, rounded
 from prm_edge_runtime import scoring
 from prm_edge_runtime.errors import PrmEdgeError
 from prm_edge_runtime.version import __version__
@@ -45,6 +45,7 @@ class Backend:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
+        self._describe = Job(scorer=scorer).describe
         variant = scorer.package.variant(scorer.variant)
         self._kv_bytes = 2 * variant.layers * variant.kv_heads * variant.head_dim * FLOAT_BYTES
 
@@ -77,14 +78,14 @@ class Backend:
             return error
 
     def _scored(self, result: StepScores) -> tuple[Answer, int]:
-        return {**describe(result), **self.about}, result.n_tokens_run
+        return {**self._describe(result), **self.about}, result.n_tokens_run
 
     def rank(
         self, problem: str, candidates: Sequence[tuple[str, ...]], by: str | None
     ) -> tuple[Answer, int]:
         """Compare candidates; the same shape that ``prm-edge score`` writes."""
         ranking = self._scorer.rank(problem, candidates, by)
-        described = [describe(candidate) for candidate in ranking.candidates]
+        described = [self._describe(candidate) for candidate in ranking.candidates]
         for candidate in described:
             del candidate["threshold"]  # one for all of them
         answer = {

@@ -39,6 +39,11 @@ def _result(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
+def _some(of: Schema, **properties: Schema) -> Schema:
+    # with properties that need not be there
+    return {**of, "properties": {**of["properties"], **properties}}
+
+
 def _list(of: Schema, most: int | None = None, least: int = 0) -> Schema:
     limits = {} if most is None else {"maxItems": most}
     return {"type": "array", "items": of, **limits, **({"minItems": least} if least else {})}
@@ -63,6 +68,8 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         "status": _list(TEXT),
         "n_tokens": COUNT,
     }
+    # of recipes, and of calibrated packages, that have them
+    extra = {"redundancy": _list(SCORE), "probabilities": _list(SCORE)}
     session = {
         "id": TEXT,
         "scores": _list(NUMBER),
@@ -92,9 +99,9 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         "StepsRequest": _object(("steps",), steps=some_steps, after=after),
         "UndoRequest": _object((), n={**COUNT, "default": 1}, after=after),
         "Nothing": _object(()),
-        "Scores": _result(**scored, threshold=NUMBER, **about),
+        "Scores": _some(_result(**scored, threshold=NUMBER, **about), **extra),
         "Ranking": _result(
-            candidates=_list(_result(**scored)),
+            candidates=_list(_some(_result(**scored), **extra)),
             order=_list(COUNT),
             best=INDEX,
             best_sound=INDEX,

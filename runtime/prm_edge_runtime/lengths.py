@@ -76,8 +76,8 @@ def fit(
         raise InputError(
             f"{what}step {fitting} of {n_steps} (counted from 0) ends at token "
             f"{int(encoded.reads[fitting]) + 1}, beyond the {max_tokens} that this package can "
-            "score; shorten the solution, or pass on_too_long='null' for no score there, or "
-            "'window' to score the rest with the problem and fewer steps before it"
+            "score; shorten the solution, or pass on_too_long='null' (--on-too-long null) for no "
+            "score there, or 'window' to score the rest with the problem and fewer steps before it"
         )
     whole = []
     if causal and fitting:
