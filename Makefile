@@ -7,6 +7,7 @@ MAX_SKIPPED_OPTIMUM ?= 3
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c
 PYTEST = -m pytest -p tests.skip_bound --cov --cov-report= --cov-fail-under=0
+TRL_TESTS = $(shell grep -ls 'mark\.trl' tests/test_*.py)
 EXPORT_TESTS = $(sort $(wildcard tests/test_export*.py) $(shell grep -ls 'mark\.optimum' tests/test_*.py))
 
 # The order matters: the cheap checks first, coverage last.
@@ -70,7 +71,7 @@ coverage: .venv/.made
 
 # Trains tiny models with the real PRMTrainer; not part of make test.
 test-trl: .venv-trl/.made
-	COVERAGE_FILE=.coverage.trl .venv-trl/bin/python $(PYTEST) --max-skipped=0 -m trl
+	COVERAGE_FILE=.coverage.trl .venv-trl/bin/python $(PYTEST) --max-skipped=0 -m trl $(TRL_TESTS)
 
 # The self-test of every package here on an emulated x86 without VNNI; needs Debian's qemu-user.
 test-chips: .venv/.made
