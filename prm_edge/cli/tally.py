@@ -17,7 +17,7 @@ class Tally:
     """What there is to say about a run when it is over."""
 
     def __init__(self) -> None:
-        from prm_edge.jobs import DuplicateIds
+        from prm_edge.duplicates import DuplicateIds
 
         self.records = 0
         self.failed = 0
