@@ -27,12 +27,21 @@ class DuplicateIds:
         """Note the id of one record; None is no id."""
         if identity is None:
             return
-        # as JSON, so that 1, "1" and true differ
-        text = json.dumps(identity).encode("ascii")
-        digest = hashlib.blake2b(text, digest_size=16).digest()
+        if self.add_digest(id_digest(identity)) and self.count == 1:
+            self.first = identity
+
+    def add_digest(self, digest: bytes) -> bool:
+        """Note an id of which only :func:`id_digest` is known; whether it was seen before."""
         if digest in self._seen:
-            if not self.count:
-                self.first = identity
             self.count += 1
-        elif len(self._seen) < self._limit:
+            return True
+        if len(self._seen) < self._limit:
             self._seen.add(digest)
+        return False
+
+
+def id_digest(identity: Id) -> bytes:
+    """What an id is told apart by."""
+    # as JSON, so that 1, "1" and true differ
+    text = json.dumps(identity).encode("ascii")
+    return hashlib.blake2b(text, digest_size=16).digest()
