@@ -48,8 +48,8 @@ class Worker:
         )
 
     def __str__(self) -> str:
-        gpus = f"{self.gpus:g} GPUs, " if self.gpus else ""
-        return f"{self.cpus:g} CPUs, {gpus}{self.memory_bytes / 1e9:.1f} GB of memory"
+        gpus = f"{_some(self.gpus, 'GPU')}, " if self.gpus else ""
+        return f"{_some(self.cpus, 'CPU')}, {gpus}{self.memory_bytes / 1e9:.1f} GB of memory"
 
 
 def load_ray() -> Any:
@@ -150,11 +150,16 @@ def describe_nodes(ray: Any) -> str:
     """What the nodes have, in words."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shown = [
-        f"{n.get('CPU', 0):g} CPUs, {n.get('GPU', 0):g} GPUs, {n.get('memory', 0) / 1e9:.1f} GB"
+        f"{_some(n.get('CPU', 0), 'CPU')}, {_some(n.get('GPU', 0), 'GPU')}, "
+        f"{n.get('memory', 0) / 1e9:.1f} GB"
         for n in nodes[:8]
     ]
     more = f" and {len(nodes) - len(shown)} more" if len(nodes) > len(shown) else ""
-    return f"{len(nodes)} nodes ({'; '.join(shown)}{more})"
+    return f"{_some(len(nodes), 'node')} ({'; '.join(shown)}{more})"
+
+
+def _some(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
 def translated(ray: Any, error: BaseException) -> PrmEdgeError:

@@ -238,9 +238,7 @@ def run_on(device: str | None, threads: int | None, gpus: float) -> tuple[str, i
             "a worker sees no GPU that it was not given: --device cuda needs --gpus-per-worker"
         )
     if asked == "cpu" and gpus:
-        raise ConfigError(
-            "--gpus-per-worker gives GPUs to workers that --device cpu keeps off them"
-        )
+        raise ConfigError("--device cpu leaves the GPUs of --gpus-per-worker unused; give one")
     count = ort.thread_count(threads)
     if count == 0 and (threads is not None or os.environ.get("PRM_EDGE_THREADS", "").strip()):
         raise ConfigError(
