@@ -1,4 +1,4 @@
-"""Real clusters on this machine: the bytes of the local engine, whatever dies: ``make test-ray``."""
+"""Real clusters on this machine: the local engine's bytes, whatever dies: ``make test-ray``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from typing import Any
 
 import pytest
 
-RAY = "needs the ray extra"
-pytest.importorskip("ray.data", reason=RAY)
-pytestmark = [
-    pytest.mark.ray,
-    # Ray and pandas deprecate each other's ways; ours are checked elsewhere
-    pytest.mark.filterwarnings("ignore"),
-]
+pytest.importorskip("ray.data", reason="needs the ray extra")
 
 import ray_cluster
 
@@ -31,6 +25,12 @@ from prm_edge.ray.run import Outcome, Request, score_files
 from prm_edge.ray.worker import Options
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ClusterError, ConfigError, PackageNotFoundError
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray and pandas deprecate each other's ways; ours are checked elsewhere
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 @pytest.fixture(scope="module")
