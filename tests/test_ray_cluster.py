@@ -108,7 +108,7 @@ def test_resume_does_the_missing_parts_only(two: Any, tiny_package: Path, tmp_pa
 
 
 def test_killed_worker_costs_nothing(two: Any, tiny_package: Path, tmp_path: Path) -> None:
-    source = ray_cluster.write_records(tmp_path / "in.jsonl", 4000)
+    source = ray_cluster.write_records(tmp_path / "in.jsonl", 1200)
     out = tmp_path / "out"
 
     def under_way() -> bool:
@@ -123,7 +123,7 @@ def test_killed_worker_costs_nothing(two: Any, tiny_package: Path, tmp_path: Pat
 
 def test_lost_node_costs_nothing(tiny_package: Path, tmp_path: Path, two: Any) -> None:
     lost = two.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
-    source = ray_cluster.write_records(tmp_path / "in.jsonl", 4000)
+    source = ray_cluster.write_records(tmp_path / "in.jsonl", 1200)
     out = tmp_path / "out"
 
     def under_way() -> bool:
@@ -138,7 +138,7 @@ def test_lost_node_costs_nothing(tiny_package: Path, tmp_path: Path, two: Any) -
 
 
 def test_added_node_gets_work(two: Any, tiny_package: Path, tmp_path: Path) -> None:
-    source = ray_cluster.write_records(tmp_path / "in.jsonl", 6000)
+    source = ray_cluster.write_records(tmp_path / "in.jsonl", 2400)
     out, added, seen = tmp_path / "out", [], set()
 
     def add() -> None:

@@ -16,7 +16,7 @@ from prm_edge.writers import encodable, load_pyarrow
 from prm_edge_runtime.errors import ConfigError
 from prm_edge_runtime.lengths import NULL
 
-from .cluster import TASK_RETRIES, Worker, load_ray, room
+from .cluster import Worker, load_ray, room
 from .packages import SHIPPED, Fetch, chunks_of, find_source
 from .worker import BATCH_TOKENS, Options, Setup, load, memory_of, run_on, score_lines
 
@@ -111,7 +111,7 @@ def score_dataset(
             see fails the Dataset when it is consumed.
     """
     ray = load_ray()
-    from .pipeline import fetch, pool, put_chunks
+    from .pipeline import actor_options, fetch, pool, put_chunks
 
     chosen, count = run_on(device, threads, gpus_per_worker)
     source, opened = find_source(package, on_nodes=package_on_nodes)
@@ -136,8 +136,7 @@ def score_dataset(
         batch_size=batch_rows,
         batch_format="pyarrow",
         compute=pool(num_workers, room(ray, worker)),
-        max_task_retries=TASK_RETRIES,
-        **worker.resources(),
+        **actor_options(worker),
     )
 
 
