@@ -38,7 +38,11 @@ def options() -> argparse.Namespace:
         "--anyone", action="store_true", help="listen beyond this machine, for a classroom"
     )
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="another name to answer to"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name to answer to",
     )
     parser.add_argument("--threads", type=int, help="threads of the model; default: every core")
     return parser.parse_args()

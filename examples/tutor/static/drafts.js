@@ -107,18 +107,25 @@ export class Drafts {
   draw() {
     const { ranking, solutions } = this;
     byId("outcome").textContent = ranking === null ? "" : this.#outcome();
-    byId("outcome").className = `outcome ${ranking?.best_sound == null ? "none" : "some"}`;
+    byId("outcome").className = `outcome ${ranking === null || this.served === null ? "none" : "some"}`;
     byId("drafts-summary").textContent = ranking === null ? "Write the drafts" : "Change the drafts";
-    const served = ranking?.best_sound ?? null;
+    const served = ranking === null ? null : this.served;
     const order = ranking === null ? [] : [...ranking.order];
     if (served !== null) order.sort((a, b) => (b === served) - (a === served));
     byId("ranked").replaceChildren(...order.map((index) => this.#draft(solutions[index], index)));
   }
 
+  // Index of the draft that is served, or null: the model's choice, unless a teacher changed a mark.
+  get served() {
+    const { best_sound: best, order } = this.ranking;
+    if (this.solutions.every((solution) => solution.overruled.length === 0)) return best;
+    return order.find((index) => this.solutions[index].sound) ?? null;
+  }
+
   #outcome() {
-    const { best_sound: served } = this.ranking;
+    const { served } = this;
     if (served !== null) return `Draft ${served + 1} is served.`;
-    const unknown = this.solutions.filter((solution) => solution.verdict === "unknown").length;
+    const unknown = this.solutions.filter((one) => !one.sound && one.broken === null).length;
     if (unknown === this.solutions.length) return "None is served: none could be judged.";
     if (unknown) return "None is served: no draft that could be judged is sound.";
     return "None is served: in every draft a line looks wrong.";
@@ -126,7 +133,7 @@ export class Drafts {
 
   #draft(solution, index) {
     const { info, teacher } = this.context();
-    const served = this.ranking.best_sound === index;
+    const served = this.served === index;
     const lines = element("ol", { ariaLabel: `Lines of draft ${index + 1}` });
     const onMark = (line, good, focus) => {
       solution.setMark(line, good);
@@ -155,8 +162,8 @@ export class Drafts {
     const by = this.ranking.by;
     const of = `${by} of its scores: ${solution.aggregates[by]?.toFixed(2) ?? "none"}`;
     if (served) return `${words.sound} The best of the sound ones (${of}).`;
-    if (solution.firstError !== null) return words.broken(solution.firstError + 1);
-    if (solution.verdict === "sound") return `Sound too, but another scores higher (${of}).`;
+    if (solution.broken !== null) return words.broken(solution.broken + 1);
+    if (solution.sound) return `Sound too, but another scores higher (${of}).`;
     const statuses = new Set(solution.lines.map((line) => line.status).filter((s) => s !== "scored"));
     return [...statuses].map((status) => STATUS_WORDS[status] ?? status).join("; ") || "Not judged.";
   }

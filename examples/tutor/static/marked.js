@@ -12,16 +12,17 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// `range`: of the scores, or null. `teacher`: whether marks can be overruled. `onMark(index, good)`.
-// `onRetry(index)`: given where a line can be written again.
+// `info`: of the server. `teacher`: whether marks can be overruled, which calls `onMark`. `onRetry`:
+// given where a line can be written again. `group`: names the solution among those of the page.
 export function lineItem(solution, index, { info, teacher, onMark, onRetry, group }) {
   const line = solution.lines[index];
+  const { broken } = solution;
   const afterError =
     info.label_meaning === "until_first_error" &&
-    solution.firstError !== null && index > solution.firstError && !solution.marks.has(index);
+    broken !== null && index > broken && !solution.marks.has(index);
   const mark = afterError ? null : solution.mark(index);
   const kind = mark === null ? "unknown" : mark ? "good" : "bad";
-  const isFirst = solution.firstError === index && kind === "bad";
+  const isFirst = index === broken;
   const words = wordsFor(info.label_meaning);
 
   const item = element("li", { className: `line ${kind}${isFirst ? " first" : ""}` });
@@ -30,14 +31,11 @@ export function lineItem(solution, index, { info, teacher, onMark, onRetry, grou
     element("span", { className: "text", textContent: line.text }),
     verdict(solution, index, { info, words, afterError }),
   );
-  if (isFirst) {
-    const note = element("p", { className: "look", textContent: words.first });
-    if (onRetry) {
-      const again = element("button", { type: "button", className: "link", textContent: "Write it again" });
-      again.addEventListener("click", () => onRetry(index));
-      note.append(" ", again);
-    }
-    item.append(note);
+  if (isFirst && onRetry) {
+    const told = solution.isOverruled(index) ? "The teacher marked this line as wrong." : words.first;
+    const again = element("button", { type: "button", className: "link", textContent: "Write it again" });
+    again.addEventListener("click", () => onRetry(index));
+    item.append(element("p", { className: "look", textContent: told }, " ", again));
   }
   if (teacher) item.append(marking(solution, index, { group, onMark }));
   return item;
@@ -49,6 +47,7 @@ function verdict(solution, index, { info, words, afterError }) {
   const model = solution.modelMark(index);
   if (solution.isOverruled(index)) {
     const said = solution.marks.get(index) ? "right" : "wrong";
+    shown.classList.add("overruled");
     shown.append(element("span", { className: "badge", textContent: `teacher: ${said}` }), " ");
   }
   if (model === null) {
@@ -88,7 +87,13 @@ function meter(score, threshold, range) {
 function marking(solution, index, { group, onMark }) {
   const name = `mark-${group}-${index}`;
   const set = element("fieldset", { className: "marking" });
-  set.append(element("legend", { textContent: `Your mark for line ${index + 1}` }));
+  set.append(
+    element(
+      "legend",
+      { textContent: "Your mark" },
+      element("span", { className: "unseen", textContent: ` for line ${index + 1}` }),
+    ),
+  );
   for (const [word, good] of [["right", true], ["wrong", false]]) {
     const input = element("input", { type: "radio", name, checked: solution.mark(index) === good });
     input.id = `${name}-${word}`;

@@ -6,7 +6,7 @@ export const PROBLEMS = [
     drafts: [
       ["3x + 7 - 7 = 22 + 7", "3x = 15", "x = 5"], // right answer, two errors that cancel
       ["3x + 7 - 7 = 22 - 7", "3x = 15", "x = 5"],
-      ["3x + 7 - 7 = 22 - 7", "3x = 29", "x = 29/3"],
+      ["3x + 7 - 7 = 22 - 7", "3x = 15", "x = 12"],
     ],
   },
   {

@@ -59,6 +59,20 @@ export class Solution {
     else this.marks.set(index, good);
   }
 
+  // Index of the first line that looks wrong, the teacher's marks counted; null if there is none.
+  get broken() {
+    for (let index = 0; index < this.lines.length; index++) {
+      const mark = this.mark(index);
+      if (mark === null) return null;
+      if (!mark) return index;
+    }
+    return null;
+  }
+
+  get sound() {
+    return this.lines.length > 0 && this.lines.every((_, index) => this.mark(index) === true);
+  }
+
   get overruled() {
     return this.lines.map((_, index) => index).filter((index) => this.isOverruled(index));
   }

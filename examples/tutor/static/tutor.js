@@ -162,8 +162,8 @@ function waitingItem() {
 function summary() {
   const words = wordsFor(info.label_meaning);
   if (solution.lines.length === 0) return "Nothing written yet.";
-  if (solution.firstError !== null) return words.broken(solution.firstError + 1);
-  return solution.verdict === "sound" ? words.sound : "Not judged.";
+  if (solution.broken !== null) return words.broken(solution.broken + 1);
+  return solution.sound ? words.sound : "Not judged.";
 }
 
 function sayLine(index) {

@@ -3,21 +3,21 @@
 const MEANINGS = {
   local: {
     good: "follows",
-    bad: "does not seem to follow",
+    bad: "doubtful",
     first: "Look here first: this line does not seem to follow from the ones before it.",
     sound: "Every line follows from the ones before it.",
     broken: (n) => `Line ${n} does not seem to follow.`,
   },
   on_path: {
     good: "still on the way",
-    bad: "seems to leave the way",
+    bad: "doubtful",
     first: "Look here first: from this line on, the right answer seems out of reach.",
     sound: "Every line is still on the way to the answer.",
     broken: (n) => `Line ${n} seems to leave the way to the answer.`,
   },
   until_first_error: {
     good: "right so far",
-    bad: "seems wrong",
+    bad: "doubtful",
     first: "Look here first: this seems to be the first wrong line.",
     sound: "Every line seems right.",
     broken: (n) => `Line ${n} seems wrong.`,
