@@ -5,14 +5,14 @@ const MEANINGS = {
     good: "follows",
     bad: "doubtful",
     first: "Look here first: this line does not seem to follow from the ones before it.",
-    sound: "Every line follows from the ones before it.",
+    sound: "Every line seems to follow from the ones before it.",
     broken: (n) => `Line ${n} does not seem to follow.`,
   },
   on_path: {
     good: "still on the way",
     bad: "doubtful",
     first: "Look here first: from this line on, the right answer seems out of reach.",
-    sound: "Every line is still on the way to the answer.",
+    sound: "Every line seems to be on the way to the answer.",
     broken: (n) => `Line ${n} seems to leave the way to the answer.`,
   },
   until_first_error: {
