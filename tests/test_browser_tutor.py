@@ -177,7 +177,10 @@ def test_tutor_flags_the_sign_error_that_a_second_one_cancels(
     type_line(page, CLEAN[2])
     type_line(page, CLEAN[3])
     assert flagged(page) == []
-    assert page.locator("#summary").inner_text() == "Every line seems to follow from the ones before it."
+    assert (
+        page.locator("#summary").inner_text()
+        == "Every line seems to follow from the ones before it."
+    )
 
 
 def test_tutor_serves_the_clean_draft_and_points_at_the_broken_lines(

@@ -52,7 +52,8 @@ class Api:
         self.limits: Final = limits
         about = backend.info()
         self.metrics: Final = Metrics(
-            {key: str(about[key]) for key in ("name", "package", "variant", "device", "version")}
+            {key: str(about[key]) for key in ("name", "package", "variant", "device", "version")},
+            backend.prefix_counters,
         )
         self.sessions: Final = Sessions(limits, self.metrics)
         self.state = "starting"
