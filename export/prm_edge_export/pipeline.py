@@ -10,13 +10,14 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, __version__
 from prm_edge_runtime.domain import DOMAIN_NAME, Domain
+from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.hashing import hash_file
 from prm_edge_runtime.manifest import (
@@ -40,9 +41,10 @@ from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .package_files import listed_files, require_free_space
 from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
+from .quantization.layers import LayerRunner, run_reference
 from .quantization.search import Quantized, build_within_target
 from .quantization.texts import load_solutions
-from .reference import load_reference, refuse_unused
+from .reference import refuse_unused
 from .sources import open_checkpoint
 from .summary import measure_speed, table
 from .tokenization import check_tokenization
@@ -127,7 +129,7 @@ def _write(
             reference,
             texts,
             lambda done: (
-                say(f"reference: {done} of {len(texts)} solutions") if done % 20 == 0 else None
+                say(f"proof: {done} of {len(texts)} solutions") if done % 20 == 0 else None
             ),
         )
         figures = proof.measure(results, scorer.threshold)
@@ -179,8 +181,9 @@ def _build(
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
     tensors = plan.checkpoint.tensors
+    encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+    encoded = [record for record in encoded if len(record.ids) <= plan.max_tokens]
     if plan.options.precision == INT8 and plan.decoder is not None:
-        encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
         quantized = build_within_target(
             plan.decoder,
             plan.head,
@@ -188,17 +191,17 @@ def _build(
             plan.recipe.score,
             folder,
             load_solutions(plan.options.calibration, plan.encoder, plan.max_tokens, texts),
-            [record for record in encoded if len(record.ids) <= plan.max_tokens],
+            encoded,
             max_tokens=plan.max_tokens,
             say=say,
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
         return quantized.reference, quantized
-    return _build_float(plan, folder, say), None
+    return _build_float(plan, folder, encoded, say), None
 
 
-def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
+def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say) -> proof.Reference:
     tensors = plan.checkpoint.tensors
     if plan.backend == NATIVE and plan.decoder is not None:
         build_decoder(
@@ -211,17 +214,23 @@ def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
-        return load_reference(plan.decoder, plan.head, tensors)
-    from .encoders import load_encoder
-    from .optimum_backend import export_stateless
+    else:
+        from .optimum_backend import export_stateless
 
-    export_stateless(plan.checkpoint, folder / GRAPH_NAME)
-    say("graph: exported by optimum")
-    if plan.decoder is not None:
-        reference = load_reference(plan.decoder, plan.head, tensors)
-        refuse_unused(tensors)
-        return reference
-    return load_encoder(plan.checkpoint)
+        export_stateless(plan.checkpoint, folder / GRAPH_NAME)
+        say("graph: exported by optimum")
+    if plan.decoder is None:
+        from .encoders import load_encoder
+
+        return load_encoder(plan.checkpoint)
+    reference = run_reference(
+        LayerRunner(plan.decoder, plan.head, tensors, scratch=folder),
+        plan.decoder.layers,
+        records,
+        lambda done, total: say(f"reference: layer {done} of {total}"),
+    )
+    refuse_unused(tensors)
+    return reference
 
 
 def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
