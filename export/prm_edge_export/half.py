@@ -6,7 +6,7 @@ no kernels, also a float32 graph that does the same roundings. H hidden, N read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -42,9 +42,7 @@ class Format:
 
 FORMATS: Final = {
     FP16: Format(dtype=np.float16, element=TensorProto.FLOAT16, cache=contract.FLOAT16),
-    BF16: Format(
-        dtype=ml_dtypes.bfloat16, element=TensorProto.BFLOAT16, cache=contract.BFLOAT16
-    ),
+    BF16: Format(dtype=ml_dtypes.bfloat16, element=TensorProto.BFLOAT16, cache=contract.BFLOAT16),
 }
 # what only moves values, and need not be rounded again
 _MOVES: Final = ("Reshape", "Split", "Gather")
@@ -89,7 +87,8 @@ class Scale:
         """Multiply, exactly. (N,) or (N, K)"""
         scaled = array.copy()
         scaled[self.first :] *= np.float32(self.factor)
-        return scaled
+        result: NDArray[np.float32] = scaled
+        return result
 
 
 def scales(config: DecoderConfig, folds: Folds) -> dict[str, Scale]:
@@ -137,9 +136,7 @@ class HalfBuilder(DecoderBuilder):
         folds: Folds,
     ) -> None:
         # the stream is smaller by 2^stream: so is its size, and eps is added to its square
-        super().__init__(
-            replace(config, eps=config.eps * 4.0**-folds.stream), tensors, weights
-        )
+        super().__init__(replace(config, eps=config.eps * 4.0**-folds.stream), tensors, weights)
         self._head_eps = config.eps
         self._form = form
         self._scales: Mapping[str, Scale] = scales(config, folds)
@@ -151,7 +148,17 @@ class HalfBuilder(DecoderBuilder):
         return array if scale is None else scale.apply(array)
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        return super().constant(name, self._rounded(name, array))
+        return super().constant(name, self._stored(name, array))
+
+    def rows(
+        self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[NDArray[Any]]
+    ) -> str:
+        scale = self._scales.get(EMBEDDING, Scale(factor=1.0))
+        stored = (self._stored(name, scale.apply(block)) for block in blocks)
+        return super().rows(name, shape, self._stored(name, np.zeros(1, dtype)).dtype, stored)
+
+    def _stored(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        return self._rounded(name, array)
 
     def _rounded(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         if not self._half or array.dtype != np.float32:
@@ -197,8 +204,8 @@ class WidenedBuilder(HalfBuilder):
     ) -> str:
         if not self._half or op in _MOVES:
             return super().node(op, inputs, outputs, domain, **attributes)
-        kept = tuple(f"present.{i}.{p}" for i in range(self.config.layers) for p in ("key", "value"))
-        wide = [f"{name}.wide" if name and name not in kept else name for name in outputs]
+        # the cache is the graph's output
+        wide = [f"{n}.wide" if n and not n.startswith("present.") else n for n in outputs]
         super().node(op, inputs, wide, domain, **attributes)
         for before, after in zip(wide, outputs, strict=True):
             if before != after:
@@ -206,10 +213,9 @@ class WidenedBuilder(HalfBuilder):
                 super().node("Cast", [f"{after}.half"], [after], to=TensorProto.FLOAT)
         return outputs[0]
 
-    def constant(self, name: str, array: NDArray[Any]) -> str:
+    def _stored(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         rounded = self._rounded(name, array)
-        wide = rounded.astype(np.float32) if rounded.dtype == self._form.dtype else rounded
-        return DecoderBuilder.constant(self, name, wide)
+        return rounded.astype(np.float32) if rounded.dtype == self._form.dtype else rounded
 
     def _widened(self, picked: str) -> str:
         return picked

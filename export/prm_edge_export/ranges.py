@@ -1,8 +1,8 @@
 """How large the values of a model get, and whether half precision holds them.
 
-In: the reference in float32 and encoded worked solutions. Out: the largest value of every place,
-and the powers of two that bring them into float16's range without changing a score. A model's name
-decides nothing. T tokens, K values of a token.
+In: the reference in float32, a layer at a time, and encoded worked solutions. Out: the largest
+value of every place, and the powers of two that bring them into float16's range without changing a
+score. A model's name decides nothing. B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prm_edge_runtime.encoding import Encoded
 
 from .model_config import DecoderConfig
 from .quantization.kinds import layer_prefix
-from .reference import Reference
+from .quantization.layers import LayerRunner, StoredReference
 
 LARGEST: Final = 65504.0  # of float16
 # The texts do not show the largest value there will ever be: 2 bits are left free.
@@ -67,12 +67,17 @@ class Ranges:
 
 
 @contextmanager
-def watched(layer: Any, index: int, config: DecoderConfig, ranges: Ranges) -> Iterator[None]:
-    """Note how large everything gets that a layer of transformers holds between its modules."""
+def watched(
+    layer: Any, index: int, config: DecoderConfig, ranges: Ranges, valid: torch.Tensor
+) -> Iterator[None]:
+    """Note how large everything gets that a layer of transformers holds between its modules.
+
+    ``valid`` (B, T): where tokens are.
+    """
 
     def catch(name: str, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         for side, value in (("in", inputs[0]), ("out", output)):
-            for part, piece in _pieces(name, side, value, config):
+            for part, piece in _pieces(name, side, value[valid], config):
                 ranges.add(index, part, f"{layer_prefix(index)}{name} ({side})", piece)
 
     handles = [
@@ -83,7 +88,10 @@ def watched(layer: Any, index: int, config: DecoderConfig, ranges: Ranges) -> It
     handles.append(
         layer.register_forward_hook(
             lambda module, inputs, output: ranges.add(
-                index, STREAM, f"layer {index}", output[0] if isinstance(output, tuple) else output
+                index,
+                STREAM if config.model_type in FOLDED_TYPES else FIXED,
+                f"layer {index}",
+                (output[0] if isinstance(output, tuple) else output)[valid],
             )
         )
     )
@@ -109,28 +117,33 @@ def _pieces(
     return [(PLACES.get((name, side), FIXED) if foldable else FIXED, value)]
 
 
+@torch.inference_mode()
 def measure(
-    reference: Reference,
+    runner: LayerRunner,
     config: DecoderConfig,
     records: Sequence[Encoded],
+    n_calibration: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Ranges:
-    """Run worked solutions through the reference and watch every layer."""
+) -> tuple[Ranges, StoredReference]:
+    """Pass records through every layer and watch the first ``n_calibration`` of them.
+
+    Returns the ranges, and the reference's answers to the other records.
+
+    Raises:
+        CheckpointError: when a tensor is missing, has another shape or is not finite.
+    """
     ranges = Ranges()
-    layers = [
-        watched(layer, index, config, ranges)
-        for index, layer in enumerate(reference.backbone.layers)
-    ]
-    for layer in layers:
-        layer.__enter__()
-    try:
-        for done, record in enumerate(records):
-            reference.run(record.ids, record.reads[-1:])
-            progress(done + 1, len(records))
-    finally:
-        for layer in layers:
-            layer.__exit__(None, None, None)
-    return ranges
+    used, others = runner.batches(records[:n_calibration]), runner.batches(records[n_calibration:])
+    for index in range(config.layers):
+        runner.load(index)
+        for batch in used:
+            with watched(runner.layer, index, config, ranges, batch.valid):
+                batch.stream = runner.forward(batch.stream)
+        for batch in others:
+            batch.stream = runner.forward(batch.stream)
+        progress(index + 1, config.layers)
+    rest = records[n_calibration:]
+    return ranges, StoredReference(rest, runner.logits(others, rest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,10 @@ class Node:
     """A prompt (no parent), or one step after its parent's.
 
     ``depth``: steps up to here. ``n_tokens``: tokens up to here. ``ids``: its own tokens (S,), and
-    ``kv`` theirs (2L, G, S, D), where the model runs. ``logits``: of its last token (C,), None where nobody read it.
-    Where nothing is cached there is ``step`` instead, and ``revised``: the scores of all steps up
-    to here, because there a step changes the scores of those before it.
+    ``kv`` theirs (2L, G, S, D), in the memory of the device that runs the model. ``logits``: of its
+    last token (C,), None where nobody read it. Where nothing is cached there is ``step`` instead,
+    and ``revised``: the scores of all steps up to here, because there a step changes the scores of
+    those before it.
     """
 
     parent: Node | None = field(repr=False)

@@ -117,5 +117,5 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 
 def _release(version: str) -> tuple[int, int]:
-    major, minor = (version.split(".") + ["0"])[:2]
+    major, minor = [*version.split("."), "0"][:2]
     return int(major), int(minor)

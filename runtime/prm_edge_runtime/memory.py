@@ -99,7 +99,8 @@ class HostCache:
 
     def read(self, start: int, end: int) -> NDArray[Any]:
         """-> (2L, G, S, D)"""
-        return self.kv[:, 0, :, start:end].copy()
+        block: NDArray[Any] = self.kv[:, 0, :, start:end].copy()
+        return block
 
     def write(self, start: int, block: NDArray[Any]) -> None:
         self.kv[:, 0, :, start : start + block.shape[2]] = block

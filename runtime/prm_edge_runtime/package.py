@@ -170,8 +170,8 @@ def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Vari
     if not fitting:
         names = ", ".join(variant.name for variant in manifest.variants)
         raise VariantError(
-            f"package {manifest.name!r} has no variant for {device}, only {names}; add one with "
-            f"{ADD_COMMAND[device]}, or pass another device"
+            f"package {manifest.name!r} has no variant for {device}, only {names}: pass "
+            f"device={manifest.variants[0].device!r}, or add one with {ADD_COMMAND[device]}"
         )
     order = PREFERRED[device]
     return min(fitting, key=lambda variant: order.index(variant.precision))

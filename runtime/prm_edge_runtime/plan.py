@@ -50,7 +50,8 @@ def plan(
     for index in order:
         last = chains[-1][-1] if chains else None
         # in common by less than a run costs: better without
-        if last is not None and (common_length(records[last].ids, records[index].ids) > limits.run_cost):
+        common = 0 if last is None else common_length(records[last].ids, records[index].ids)
+        if common > limits.run_cost:
             chains[-1].append(index)
         else:
             chains.append([index])
@@ -66,9 +67,7 @@ def plan(
     ] + _padded(records, alone, limits)
 
 
-def _padded(
-    records: Sequence[Encoded], alone: Sequence[int], limits: Limits
-) -> list[Group]:
+def _padded(records: Sequence[Encoded], alone: Sequence[int], limits: Limits) -> list[Group]:
     """Put records of like length together; a row's padding must cost less than a run."""
     groups: list[list[int]] = []
     width = 0
