@@ -181,16 +181,6 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
 
 
 def _check_choices(options: ExportOptions) -> None:
-    if options.precision == INT8 and options.target != "cpu":
-        raise ConfigError(
-            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
-            "on no other device; leave --target out, or --precision"
-        )
-    if options.calibration is not None and options.precision not in CALIBRATED:
-        raise ConfigError(
-            f"--calibration is for --precision {', '.join(CALIBRATED)}, got {options.precision}, "
-            "which needs none; leave one of them out"
-        )
     for name, value, allowed in (
         ("--target", options.target, TARGETS),
         ("--precision", options.precision, tuple(chain(*PRECISIONS.values()))),
@@ -199,11 +189,21 @@ def _check_choices(options: ExportOptions) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+    if options.precision == INT8 and options.target != CPU:
+        raise ConfigError(
+            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
+            "on no other device; leave --target out, or --precision"
+        )
     if options.precision not in PRECISIONS[options.target]:
         known = " or ".join(PRECISIONS[options.target])
         raise ConfigError(
             f"--target {options.target} is for --precision {known}, got {options.precision}: "
             f"{WHY_NOT[options.target]}; leave --precision out, or change --target"
+        )
+    if options.calibration is not None and options.precision not in CALIBRATED:
+        raise ConfigError(
+            f"--calibration is for --precision {', '.join(CALIBRATED)}, got {options.precision}, "
+            "which needs none; leave one of them out"
         )
 
 
