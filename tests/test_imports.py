@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PUBLIC = [
+    "CudaOptions",
     "PrmEdgeError",
     "Ranking",
     "Recipe",

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from prm_edge_runtime import scoring
 from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.engine import open_engine
-from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.manifest import DECODER, Variant
 from prm_edge_runtime.recipe import Score
 
@@ -31,7 +30,7 @@ from . import choose
 from .calibration import Calibration, calibrate
 from .graph import build_quantized
 from .kinds import COSTS, INT8
-from .layers import LayerRunner
+from .layers import LayerRunner, StoredReference
 from .texts import Solutions
 
 Say = Callable[[str], None]
@@ -55,25 +54,6 @@ class Drift:
     def of_target(self) -> float:
         """1 where the worse of both figures just meets its target."""
         return max(self.mean_dp / TARGET_MEAN_DP, self.rel_rms / TARGET_REL_RMS)
-
-
-class StoredReference:
-    """Logits that the reference gave while its layers were in memory."""
-
-    def __init__(self, records: Sequence[Encoded], logits: Sequence[NDArray[np.float32]]) -> None:
-        self._logits = {
-            (r.ids.tobytes(), r.reads.tobytes()): found
-            for r, found in zip(records, logits, strict=True)
-        }
-
-    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits of a record it was made with. (T,), (N,) -> (N, C)"""
-        try:
-            return self._logits[ids.tobytes(), reads.tobytes()]
-        except KeyError:
-            raise ProofError(
-                f"the reference was not run on this record of {len(ids)} tokens; please report this"
-            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +90,7 @@ def build_within_target(
     count = len(solutions.calibration)
     try:
         calibration = calibrate(
-            LayerRunner(config, head, tensors),
+            LayerRunner(config, head, tensors, scratch=scratch),
             config,
             [*solutions.calibration, *searched, *verification],
             count,
