@@ -136,16 +136,16 @@ class Sink(Datasink):  # type: ignore[misc]
         self.written = [summary for some in write_result.write_returns for summary in some]
 
 
-def pool(num_workers: int | None, first: int) -> Any:
-    """So many workers; without a number as many as have room now, and more when nodes come.
+def pool(first: int, most: int | None) -> Any:
+    """``first`` workers at once; up to ``most``, None for as many as nodes come to have room for.
 
     Never of a fixed size: a worker whose node is lost begins again where another has ended, and
     in a pool that must not shrink nobody ends before all is done.
     """
     return ActorPoolStrategy(
         min_size=1,
-        initial_size=num_workers or max(1, first),
-        max_size=num_workers,
+        initial_size=max(1, first),
+        max_size=most,
         max_tasks_in_flight_per_actor=IN_FLIGHT,
     )
 
