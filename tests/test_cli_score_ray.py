@@ -171,6 +171,27 @@ def test_address_of_a_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_address_where_nobody_listens_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**options: Any) -> None:
+            raise ConnectionError("first line\nno such cluster")
+
+    monkeypatch.setattr(cluster, "load_ray", Ray)
+    said = r"no Ray cluster can be reached at 127\.0\.0\.1:1: Connection refused"
+    with pytest.raises(ClusterError, match=said), cluster.connected("127.0.0.1:1", quiet=True):
+        pass
+    with (
+        pytest.raises(ClusterError, match=r"reached at auto: no such cluster"),
+        cluster.connected("auto", quiet=True),
+    ):
+        pass
+
+
 def test_worker_fits_by_what_is_scarce() -> None:
     worker = cluster.Worker(cpus=2, gpus=0.5, memory_bytes=10)
     assert worker.fits({"CPU": 9.0, "GPU": 2.0, "memory": 25.0}) == 2
