@@ -60,6 +60,7 @@ class ExportOptions:
     notice: str | None = None
     add: bool = False
     allow_drift: bool = False
+    ignore_limits: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
     revision: str | None = None

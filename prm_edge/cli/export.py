@@ -91,6 +91,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     is_flag=True,
     help="Take tokenizer.json where AutoTokenizer encodes differently.",
 )
+@click.option(
+    "--ignore-limits", is_flag=True, help="Go on where memory or disk seem too small for it."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the package at OUT.")
 @json_option
 def export_command(
@@ -113,6 +116,7 @@ def export_command(
     add: bool,
     allow_drift: bool,
     trust_tokenizer_file: bool,
+    ignore_limits: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -145,6 +149,7 @@ def export_command(
             add=add,
             allow_drift=allow_drift,
             trust_tokenizer_file=trust_tokenizer_file,
+            ignore_limits=ignore_limits,
             overwrite=overwrite,
         )
         if preview:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from ..model_config import DecoderConfig
 from . import weights
 from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, Unit, layer_prefix
 from .layers import Batch, LayerRunner, hooked
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -110,10 +113,10 @@ def _layer(
     result: Calibration,
 ) -> None:
     """Calibrate the loaded layer, and move the streams on past it."""
-    before = [batch.stream for batch in batches]
-    inputs = _run_and_catch(runner, batches)
-    after = [batch.stream for batch in batches]
-    norms = torch.cat([batch.rows for batch in batches]).norm(dim=1)
+    judged = _first_tokens(batches, _JUDGED_TOKENS)
+    before = {at: batches[at].stream for at in judged}
+    inputs, norms = _run_and_catch(runner, batches)
+    after = {at: batches[at].stream for at in judged}
     folded = []
     for unit in UNITS:
         smoothing, strength = _smoothing(runner.layer, config, unit, inputs[unit.name], norms)
@@ -121,48 +124,81 @@ def _layer(
     for unit, smoothing, _ in folded:
         if smoothing is not None:
             _fold(runner.layer, config, unit, smoothing, layer_prefix(index), result.folds)
-    judged = _first_tokens(batches, _JUDGED_TOKENS)
     for unit, smoothing, strength in folded:
-        rows = inputs.pop(unit.name)
-        if smoothing is not None:
-            rows /= _per_input(config, unit, smoothing)
-        compensated = rows.shape[1] <= weights.MAX_COMPENSATED
+        hessian = inputs.pop(unit.name).hessian
+        if hessian is not None and smoothing is not None:
+            each = _per_input(config, unit, smoothing)
+            hessian /= torch.outer(each, each)
         weight = torch.cat(_weights(runner.layer, unit))
-        channels, blocks = weights.quantize(weight, rows.T @ rows if compensated else None)
+        inputs_of, size = weight.shape[1], weight.numel()
+        channels, blocks = weights.quantize(weight, hessian)
+        del weight
         _keep(channels, blocks, unit, index, scratch, result)
-        restored = channels.restored()
-        kinds = {
-            INT8: (restored, weights.round_tokens),
-            INT8X2: (restored, weights.round_tokens_twice),
-            BLOCKS: (blocks.restored(weight.shape[1]), weights.round_token_blocks),
+        # restored when its turn comes: each is as large as the weight
+        kinds: dict[str, tuple[Callable[[], torch.Tensor], Rounding]] = {
+            INT8: (channels.restored, weights.round_tokens),
+            INT8X2: (channels.restored, weights.round_tokens_twice),
+            BLOCKS: (partial(blocks.restored, inputs_of), weights.round_token_blocks),
         }
         errors = {
-            kind: _error(runner, unit, *how, batches, before, after, judged)
-            for kind, how in kinds.items()
+            kind: _error(runner, unit, restored(), rounding, batches, before, after)
+            for kind, (restored, rounding) in kinds.items()
         }
         result.units.append(
             Measured(
                 layer=index,
                 unit=unit.name,
-                multiply_adds=weight.numel(),
+                multiply_adds=size,
                 strength=strength,
-                compensated=compensated,
+                compensated=hessian is not None,
                 errors={**errors, FP32: 0.0},
             )
         )
 
 
-def _run_and_catch(runner: LayerRunner, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-    """Move the streams on; return what each unit read. -> unit -> (T, K)"""
-    caught: dict[str, list[torch.Tensor]] = {unit.name: [] for unit in UNITS}
+@dataclass(slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a unit read, summed up as it passed by; the rows themselves would take gigabytes.
+
+    ``hessian`` (K, K): their second moments, None where K is too large. ``sample`` (T, K).
+    """
+
+    largest: torch.Tensor
+    hessian: torch.Tensor | None
+    sample: list[torch.Tensor]
+
+    def add(self, rows: torch.Tensor, first: int, step: int) -> None:
+        """Take in rows (T, K), and each ``step``-th of them from ``first`` on into the sample."""
+        torch.maximum(self.largest, rows.abs().amax(dim=0), out=self.largest)
+        if self.hessian is not None:
+            self.hessian.addmm_(rows.T, rows)
+        self.sample.append(rows[first::step])
+
+
+def _run_and_catch(
+    runner: LayerRunner, batches: Sequence[Batch]
+) -> tuple[dict[str, Seen], torch.Tensor]:
+    """Move the streams on. -> what each unit read; the streams' norms at the sampled tokens"""
+    seen = {}
+    for unit in UNITS:
+        width = runner.layer.get_submodule(unit.parts[0]).in_features
+        moments = torch.zeros(width, width) if width <= weights.MAX_COMPENSATED else None
+        seen[unit.name] = Seen(largest=torch.zeros(width), hessian=moments, sample=[])
+    total = sum(int(batch.valid.sum()) for batch in batches)
+    step = max(1, total // _SAMPLED_TOKENS)
+    norms, passed = [], 0
     for batch in batches:
+        first = -passed % step
 
-        def catch(name: str, valid: torch.Tensor) -> Callable[[torch.Tensor], None]:
-            return lambda value: caught[name].append(value[valid])
+        def catch(unit: Unit, valid: torch.Tensor, first: int) -> Callable[[torch.Tensor], None]:
+            return lambda value: seen[unit.name].add(value[valid], first, step)
 
-        with hooked(runner.layer, {u.parts[0]: catch(u.name, batch.valid) for u in UNITS}):
-            batch.stream = runner.forward(batch.stream)
-    return {name: torch.cat(rows) for name, rows in caught.items()}
+        with hooked(runner.layer, {u.parts[0]: catch(u, batch.valid, first) for u in UNITS}):
+            stream = runner.forward(batch.stream)
+        batch.stream = stream
+        norms.append(stream[batch.valid][first::step].norm(dim=1))
+        passed += int(batch.valid.sum())
+    return seen, torch.cat(norms)
 
 
 def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
@@ -170,36 +206,44 @@ def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
 
 
 def _smoothing(
-    layer: Any, config: DecoderConfig, unit: Unit, rows: torch.Tensor, norms: torch.Tensor
+    layer: Any, config: DecoderConfig, unit: Unit, seen: Seen, norms: torch.Tensor
 ) -> tuple[torch.Tensor | None, float | None]:
     """The scales, of all strengths, with the least error on a sample of tokens.
 
     Each token's error counts in relation to the stream it is added to, where it is; else to the
     output itself.
     """
-    weight = torch.cat(_weights(layer, unit))
-    largest = _tied(config, unit, rows.abs().amax(dim=0)).clamp(min=1e-8)
-    widest = _tied(config, unit, weight.abs().amax(dim=0)).clamp(min=1e-8)
-    step = max(1, len(rows) // _SAMPLED_TOKENS)
-    sample = rows[::step]
-    wanted = sample @ weight.T
-    size = (wanted.norm(dim=1) if unit.rows_of is None else norms[::step]).clamp(min=1e-8)
+    parts = [rows for part in _weights(layer, unit) for rows in torch.split(part, weights.ROWS)]
+    largest = _tied(config, unit, seen.largest).clamp(min=1e-8)
+    columns = torch.stack([rows.abs().amax(dim=0) for rows in parts]).amax(dim=0)
+    widest = _tied(config, unit, columns).clamp(min=1e-8)
+    sample = torch.cat(seen.sample)
+    wanted = [sample @ rows.T for rows in parts]
+    size = _norm(wanted) if unit.rows_of is None else norms
+    size = size.clamp(min=1e-8)
     best: tuple[float, torch.Tensor | None, float | None] | None = None
     for strength in STRENGTHS:
-        scales = None
-        smoothed, scaled = sample, weight
+        scales, each = None, torch.ones(sample.shape[1])
         if strength is not None:
             scales = largest**strength / widest ** (1 - strength)
             scales /= scales.log().mean().exp()
             scales.clamp_(1 / _SCALE_LIMIT, _SCALE_LIMIT)
             each = _per_input(config, unit, scales)
-            smoothed, scaled = sample / each, weight * each
-        got = weights.round_tokens(smoothed) @ weights.round_channels(scaled).restored().T
-        error = float((((got - wanted).norm(dim=1) / size) ** 2).mean())
+        rounded = weights.round_tokens(sample / each)
+        changes = [
+            rounded @ weights.round_channels(rows * each).restored().T - exact
+            for rows, exact in zip(parts, wanted, strict=True)
+        ]
+        error = float(((_norm(changes) / size) ** 2).mean())
         if best is None or error < best[0]:
             best = (error, scales, strength)
     assert best is not None
     return best[1], best[2]
+
+
+def _norm(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each row that lies in pieces. (T, N1), (T, N2), ... -> (T,)"""
+    return torch.stack([part.square().sum(dim=1) for part in parts]).sum(dim=0).sqrt()
 
 
 def _tied(config: DecoderConfig, unit: Unit, values: torch.Tensor) -> torch.Tensor:
@@ -279,11 +323,10 @@ def _error(
     runner: LayerRunner,
     unit: Unit,
     weight: torch.Tensor,
-    rounding: Callable[[torch.Tensor], torch.Tensor],
+    rounding: Rounding,
     batches: Sequence[Batch],
-    before: Sequence[torch.Tensor],
-    after: Sequence[torch.Tensor],
-    judged: Sequence[int],
+    before: Mapping[int, torch.Tensor],
+    after: Mapping[int, torch.Tensor],
 ) -> float:
     """What the layer's output loses when this unit alone has this weight and rounds its inputs."""
     modules = [runner.layer.get_submodule(part) for part in unit.parts]
@@ -293,7 +336,7 @@ def _error(
         for module, part in zip(modules, torch.split(weight, [len(w) for w in kept]), strict=True):
             module.weight.copy_(part)
         with hooked(runner.layer, dict.fromkeys(unit.parts, rounding)):
-            for at in judged:
+            for at in before:
                 valid = batches[at].valid
                 change = (runner.forward(before[at]) - after[at])[valid]
                 relative = change.norm(dim=1) / after[at][valid].norm(dim=1).clamp(min=1e-8)

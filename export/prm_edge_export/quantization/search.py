@@ -76,6 +76,7 @@ def build_within_target(
     *,
     max_tokens: int,
     say: Say,
+    progress: Callable[[int, int], None],
 ) -> Quantized:
     """Write ``model.onnx`` and its data into ``folder``.
 
@@ -95,7 +96,7 @@ def build_within_target(
             [*solutions.calibration, *searched, *verification],
             count,
             scratch,
-            lambda done, total: say(f"calibration: layer {done} of {total}"),
+            progress,
         )
         wanted = calibration.logits[count : count + len(searched)]
 

@@ -15,6 +15,7 @@ LEVELS: Final = 127  # int8 and uint8 around 128, symmetric
 SECOND: Final = 254  # the second pass's steps in one of the first, whose error is at most a half
 BLOCK: Final = 32
 MAX_COMPENSATED: Final = 4096  # inputs; beyond, the Hessian of one layer takes gigabytes
+ROWS: Final = 4096  # outputs that are worked on at once
 _DAMPING: Final = 0.01
 _CHUNK: Final = 128  # columns whose errors are spread at once
 _TINY: Final = 1e-30  # a scale is never zero
@@ -45,6 +46,25 @@ class Blocks:
         return scaled.flatten(1)[:, :inputs]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compensation:
+    """What GPTQ takes from the inputs' second moments: the order of columns and its factor."""
+
+    order: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor) -> Compensation:
+        """``hessian``: X^T X (K, K)."""
+        dead = hessian.diagonal() <= 0
+        order = torch.argsort(hessian.diagonal(), descending=True)
+        hessian = hessian[order][:, order].double()
+        diagonal = hessian.diagonal()
+        diagonal += _DAMPING * diagonal.mean() + dead[order]
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        return cls(order=order, factor=torch.linalg.cholesky(inverse, upper=True).float())
+
+
 def channel_scales(weight: torch.Tensor) -> torch.Tensor:
     """One scale per output, so that its largest weight becomes 127. (N, K) -> (N,)"""
     return (weight.abs().amax(dim=1) / LEVELS).clamp(min=_TINY)
@@ -57,20 +77,18 @@ def round_channels(weight: torch.Tensor) -> Channels:
     return Channels(values=values.to(torch.int8), scales=scales)
 
 
-def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+def compensate(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    how: Compensation,
+    limits: tuple[int, int] = (-LEVELS, LEVELS),
+) -> torch.Tensor:
     """Round column by column and let the columns still to come make up for each error.
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323) with the columns of the largest inputs first.
-    ``scales``: of each weight (N, K). ``hessian``: inputs' second moments, X^T X (K, K).
-    -> integers (N, K)
+    ``scales``: of each weight (N, K). -> integers (N, K)
     """
-    dead = hessian.diagonal() <= 0
-    order = torch.argsort(hessian.diagonal(), descending=True)
-    hessian = hessian[order][:, order].double()
-    diagonal = hessian.diagonal()
-    diagonal += _DAMPING * diagonal.mean() + dead[order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    order, factor = how.order, how.factor
     left, scales = weight[:, order].clone(), scales[:, order]
     values = torch.empty_like(left)
     for start in range(0, left.shape[1], _CHUNK):
@@ -79,7 +97,7 @@ def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor
         errors = torch.empty_like(chunk)
         for at in range(end - start):
             column, scale = chunk[:, at], scales[:, start + at]
-            rounded = (column / scale).round().clamp(-LEVELS, LEVELS)
+            rounded = (column / scale).round().clamp(*limits)
             values[:, start + at] = rounded
             errors[:, at] = (column - rounded * scale) / inner[at, at]
             chunk[:, at + 1 :] -= errors[:, at : at + 1] * inner[at, at + 1 :]
@@ -90,7 +108,25 @@ def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor
 
 
 def quantize(weight: torch.Tensor, hessian: torch.Tensor | None) -> tuple[Channels, Blocks]:
-    """Both forms of a weight; compensated where the inputs' second moments are given. (N, K)"""
+    """Both forms of a weight; compensated where the inputs' second moments are given. (N, K)
+
+    Some rows at a time: rows do not meet, and each copy of a large weight takes gigabytes.
+    """
+    how = None if hessian is None else Compensation.of(hessian)
+    parts = [_quantize(rows, how) for rows in torch.split(weight, ROWS)]
+    return (
+        Channels(
+            values=torch.cat([channels.values for channels, _ in parts]),
+            scales=torch.cat([channels.scales for channels, _ in parts]),
+        ),
+        Blocks(
+            values=torch.cat([blocks.values for _, blocks in parts]),
+            scales=torch.cat([blocks.scales for _, blocks in parts]),
+        ),
+    )
+
+
+def _quantize(weight: torch.Tensor, how: Compensation | None) -> tuple[Channels, Blocks]:
     per_channel = channel_scales(weight)
     per_block = block_scales(weight)
     outputs, inputs = weight.shape
@@ -101,10 +137,10 @@ def quantize(weight: torch.Tensor, hessian: torch.Tensor | None) -> tuple[Channe
         ]
     )
     twice = torch.cat([weight, weight])  # rows do not meet, so both forms are one matrix
-    if hessian is None:
+    if how is None:
         values = (twice / scales).round().clamp(-LEVELS, LEVELS)
     else:
-        values = compensate(twice, scales, hessian)
+        values = compensate(twice, scales, how)
     in_channels, in_blocks = torch.split(values, outputs)
     return (
         Channels(values=in_channels.to(torch.int8), scales=per_channel),
