@@ -304,9 +304,3 @@ def test_int8_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.* not finite"):
         export_int8(checkpoint, tmp_path / "pkg")
     assert not (tmp_path / "pkg").exists()
-
-
-def test_stored_reference_knows_its_records_only() -> None:
-    reference = search.StoredReference([], [])
-    with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
-        reference.run(np.arange(3), np.array([2]))
