@@ -21,8 +21,9 @@ from int8_packages import KINDS_IN_TURN, SOLUTIONS, export_int8, plan_in_turn, w
 from torch_reference import torch_scores
 
 from prm_edge_export import proof
-from prm_edge_export.graph import DATA_NAME, GRAPH_NAME
+from prm_edge_export.graph import DATA_NAME, GRAPH_NAME, DecoderBuilder
 from prm_edge_export.quantization import search
+from prm_edge_export.quantization.graph import QuantizedBuilder
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import CheckpointError, ConfigError, ProofError, UnsupportedError
 
@@ -81,17 +82,33 @@ def test_int8_is_close_to_torch(maker: Any, changes: dict[str, Any], tmp_path: P
         np.testing.assert_allclose(scorer.score(PROBLEM, STEPS).scores, wanted, atol=0.06)
 
 
-def test_int8_folding_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # every linear in fp32 and an embedding that int8 holds exactly: only the folding is left
-    checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny")
-    tensors = checkpoints.read_tensors(checkpoint)
-    table = tensors["model.embed_tokens.weight"]
-    step = table.abs().amax(dim=1, keepdim=True) / 127
-    tensors["model.embed_tokens.weight"] = (table / step).round() * step
-    checkpoints.write_shards(checkpoint, tensors)
+@pytest.mark.parametrize(
+    ("maker", "changes"),
+    [
+        (checkpoints.trl_llama, {"attention_bias": True, "mlp_bias": True}),
+        (checkpoints.trl_qwen2, {}),
+        (checkpoints.trl_qwen3, {}),
+        (checkpoints.qwen_prm, {}),
+    ],
+    ids=["llama-biases", "qwen2", "qwen3", "mlp-head"],
+)
+@pytest.mark.parametrize("rotated", [True, False])
+def test_int8_folding_changes_nothing(
+    rotated: bool,
+    maker: Any,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # every linear and the embedding in fp32: what is left is smoothing, rotation and the opening
+    checkpoint = maker(tmp_path / "tiny", **changes)
+    monkeypatch.setattr(QuantizedBuilder, "_embed", DecoderBuilder._embed)
+    monkeypatch.setattr(search, "_rotation_helps", lambda *args: rotated)
     plan_in_turn(monkeypatch, ("fp32",))
-    report = export_int8(checkpoint, tmp_path / "pkg")
+    separator = None if maker is checkpoints.qwen_prm else "\n"
+    report = export_int8(checkpoint, tmp_path / "pkg", separator=separator)
     assert report["proof"]["max_abs_dp"] < 1e-5
+    assert report["plan"]["rotated"] is rotated
     assert any(linear["smoothing"] for linear in report["plan"]["linears"])
     assert ops(tmp_path / "pkg")["MatMulIntegerToFloat"] == 0
 

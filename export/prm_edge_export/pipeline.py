@@ -27,6 +27,7 @@ from prm_edge_runtime.manifest import (
     STATELESS,
     TOKENIZER_NAME,
     Manifest,
+    Prefix,
     Scalar,
     Variant,
 )
@@ -40,7 +41,7 @@ from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .package_files import listed_files, require_free_space
 from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
-from .quantization.search import Quantized, build_within_target
+from .quantization.search import PREFIX_NAME, Quantized, build_within_target
 from .quantization.texts import load_solutions
 from .reference import load_reference, refuse_unused
 from .sources import open_checkpoint
@@ -116,7 +117,7 @@ def _write(
     require_free_space(folder, _estimated_bytes(plan))
     reference, quantized = _build(plan, folder, texts, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
-    manifest = _manifest(plan, writer.staging, identity)
+    manifest = _manifest(plan, writer.staging, identity, quantized)
     scorer = Scorer.from_package(
         Package(root=writer.staging, manifest=manifest, digest="0" * 64), manifest.variants[0]
     )
@@ -189,6 +190,7 @@ def _build(
             folder,
             load_solutions(plan.options.calibration, plan.encoder, plan.max_tokens, texts),
             [record for record in encoded if len(record.ids) <= plan.max_tokens],
+            opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
         )
@@ -224,7 +226,9 @@ def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
     return load_encoder(plan.checkpoint)
 
 
-def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
+def _manifest(
+    plan: Plan, staging: Path, identity: dict[str, Scalar], quantized: Quantized | None
+) -> Manifest:
     native = plan.backend == NATIVE
     name = plan.options.variant
     decoder = plan.decoder
@@ -239,6 +243,9 @@ def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifes
         kv_heads=decoder.kv_heads if native and decoder else 0,
         head_dim=decoder.head_dim if native and decoder else 0,
         proof={},
+        prefix=Prefix(file=f"{name}/{PREFIX_NAME}", ids=quantized.opening)
+        if quantized is not None and quantized.opening
+        else None,
     )
     return Manifest(
         name=plan.options.out_path.resolve().name,

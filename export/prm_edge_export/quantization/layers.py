@@ -46,9 +46,23 @@ class Batch:
 
 
 class LayerRunner:
-    """The reference, one layer at a time."""
+    """The reference, one layer at a time.
 
-    def __init__(self, config: DecoderConfig, head: Head, tensors: Tensors) -> None:
+    ``opening`` (P,): tokens that every record begins with; streams are of those after them, and
+    find their keys and values in a cache.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        head: Head,
+        tensors: Tensors,
+        opening: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._opening = np.zeros(0, dtype=np.int64) if opening is None else opening
+        self._first: torch.Tensor | None = None  # the opening's stream (1, P, H), before the layer
+        self._next: torch.Tensor | None = None  # and after it
+        self._kv: tuple[torch.Tensor, torch.Tensor] | None = None
         self._config = config
         self._head = head
         self._tensors = tensors
@@ -71,12 +85,38 @@ class LayerRunner:
             for name, parameter in self.layer.named_parameters():
                 stored = self._tensors.torch(layer_prefix(index) + name, tuple(parameter.shape))
                 parameter.copy_(stored)
+        if len(self._opening):
+            self._first = self._embedded(self._opening[None]) if index == 0 else self._next
+            self.settle()
+
+    def settle(self) -> None:
+        """Run the opening through the loaded layer again, whose weights may have changed."""
+        from transformers import DynamicCache
+
+        if self._first is None:
+            return
+        cache = DynamicCache()
+        out = self._model(inputs_embeds=self._first, past_key_values=cache, use_cache=True)
+        self._kv = cache.layers[0].keys, cache.layers[0].values
+        self._next = out.last_hidden_state
+
+    def opening_kv(self) -> NDArray[np.float32]:
+        """The opening's keys and values in the loaded layer. -> (2, G, P, D)"""
+        if self._kv is None:
+            shape = (2, self._config.kv_heads, 0, self._config.head_dim)
+            return np.zeros(shape, dtype=np.float32)
+        return torch.cat(self._kv).numpy()
+
+    def _embedded(self, ids: NDArray[np.int64]) -> torch.Tensor:
+        shape = (self._config.vocab, self._config.hidden)
+        return self._tensors.torch(EMBEDDING, shape)[torch.from_numpy(ids)]
 
     def batches(self, records: Sequence[Encoded]) -> list[Batch]:
         """Embed records, those of similar length together."""
         shape = (self._config.vocab, self._config.hidden)
         table = self._tensors.torch(EMBEDDING, shape)
-        lengths = [len(record.ids) for record in records]
+        skipped = len(self._opening)
+        lengths = [len(record.ids) - skipped for record in records]
         batches, taken = [], 0
         order = sorted(range(len(records)), key=lambda index: lengths[index])
         while taken < len(order):
@@ -91,14 +131,22 @@ class LayerRunner:
             ids = torch.zeros(len(chosen), lengths[chosen[-1]], dtype=torch.int64)
             valid = torch.zeros_like(ids, dtype=torch.bool)
             for row, index in enumerate(chosen):
-                ids[row, : lengths[index]] = torch.from_numpy(records[index].ids)
+                ids[row, : lengths[index]] = torch.from_numpy(records[index].ids[skipped:])
                 valid[row, : lengths[index]] = True
             batches.append(Batch(records=chosen, valid=valid, stream=table[ids]))
         return batches
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """Run the loaded layer. (B, T, H) -> (B, T, H)"""
-        out: torch.Tensor = self._model(inputs_embeds=stream, use_cache=False).last_hidden_state
+        past = None
+        if self._kv is not None:
+            from transformers import DynamicCache
+
+            past = DynamicCache()
+            past.update(*(part.expand(len(stream), -1, -1, -1) for part in self._kv), 0)
+        out: torch.Tensor = self._model(
+            inputs_embeds=stream, past_key_values=past, use_cache=past is not None
+        ).last_hidden_state
         return out
 
     def logits(self, batches: Sequence[Batch], records: Sequence[Encoded]) -> list[Any]:
@@ -113,7 +161,7 @@ class LayerRunner:
         top = load_top(self._head, self._tensors).eval()
         for batch in batches:
             for row, index in enumerate(batch.records):
-                reads = torch.from_numpy(records[index].reads)
+                reads = torch.from_numpy(records[index].reads - len(self._opening))
                 found[index] = top(self._norm(batch.stream[row, reads])).numpy()
         return found
 
