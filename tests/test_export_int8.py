@@ -25,7 +25,13 @@ from prm_edge_export.graph import DATA_NAME, GRAPH_NAME, DecoderBuilder
 from prm_edge_export.quantization import search
 from prm_edge_export.quantization.graph import QuantizedBuilder
 from prm_edge_runtime import Scorer
-from prm_edge_runtime.errors import CheckpointError, ConfigError, ProofError, UnsupportedError
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    PackageIntegrityError,
+    ProofError,
+    UnsupportedError,
+)
 
 PROBLEM = "A shop sells 12 apples for $3. How much do 20 apples cost?"
 STEPS = ["12 apples cost $3, so one costs 3 / 12 = $0.25.", "20 * 0.25 = 5", "So $5."]
@@ -160,8 +166,9 @@ def test_int8_same_checkpoint_gives_same_bytes(
 
 def test_int8_report_says_everything(package: Path) -> None:
     report = json.loads((package / "cpu-int8/report.json").read_text())
+    names = (GRAPH_NAME, DATA_NAME, search.PREFIX_NAME)
     assert report["size"]["bytes"] == sum(
-        (package / "cpu-int8" / name).stat().st_size for name in (GRAPH_NAME, DATA_NAME)
+        (package / "cpu-int8" / name).stat().st_size for name in names
     )
     texts = report["plan"]["solutions"]
     bundled = Path(proof.__file__).parent / "data" / "search.jsonl"
@@ -327,3 +334,39 @@ def test_stored_reference_knows_its_records_only() -> None:
     reference = search.StoredReference([], [])
     with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
         reference.run(np.arange(3), np.array([2]))
+
+
+# --- the opening
+
+
+@pytest.mark.parametrize(
+    ("maker", "changes", "tokens"),
+    [
+        (checkpoints.trl_llama, {}, 1),
+        (checkpoints.trl_mistral, {"window": 11}, 0),
+        (checkpoints.qwen_prm, {}, None),
+    ],
+    ids=["bos", "window", "chat"],
+)
+def test_int8_holds_the_opening(
+    maker: Any, changes: dict[str, Any], tokens: int | None, tmp_path: Path
+) -> None:
+    checkpoint = maker(tmp_path / "tiny", **changes)
+    separator = None if maker is checkpoints.qwen_prm else "\n"
+    report = export_int8(checkpoint, tmp_path / "pkg", separator=separator)
+    scorer = Scorer.load(tmp_path / "pkg")
+    (variant,) = scorer.package.manifest.variants
+    ids = scorer._encoder.opening()
+    assert report["plan"]["opening_tokens"] == (len(ids) if tokens is None else tokens)
+    if tokens == 0:
+        assert variant.prefix is None
+        return
+    assert variant.prefix is not None
+    assert variant.prefix.ids == tuple(ids.tolist())
+    assert tokens is not None or len(ids) > 5  # a chat header
+    file = tmp_path / "pkg" / variant.prefix.file
+    size = 2 * variant.layers * variant.kv_heads * len(ids) * variant.head_dim * 4
+    assert file.stat().st_size == size
+    file.write_bytes(b"\0" * size)
+    with pytest.raises(PackageIntegrityError, match=r"prefix\.f32 has the SHA-256"):
+        Scorer.load(tmp_path / "pkg")

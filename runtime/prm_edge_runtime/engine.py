@@ -151,9 +151,14 @@ class DecoderEngine:
         One after the other where the package has their opening: before 1.32 onnxruntime's
         GroupQueryAttention takes a cache and several new tokens for one row only.
         """
+        if len(self._opening.ids):
+            return [self._together([row])[0] for row in rows]
+        return self._together(rows)
+
+    def _together(
+        self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> list[NDArray[np.float32]]:
         given = len(self._opening.ids)
-        if given and len(rows) > 1:
-            return [self.run_rows([row])[0] for row in rows]
         rows = [self._opening.without(0, *row) for row in rows]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
         width = _whole_tiles(int(lengths.max()))

@@ -44,9 +44,7 @@ def plain(problem: str) -> str:
 def measured_problems(data: Path) -> set[str]:
     """The problems of the sets that scores are measured on."""
     return {
-        plain(record["problem"])
-        for name in MEASURED
-        for record in read(data / f"{name}.jsonl.gz")
+        plain(record["problem"]) for name in MEASURED for record in read(data / f"{name}.jsonl.gz")
     }
 
 
