@@ -106,7 +106,10 @@ def make(shape: str, folder: Path) -> None:
     for at, (name, size) in enumerate(tensors(config)):
         count = torch.Size(size).numel()
         shift = at * 7919 % POOL
-        values = torch.roll(pool, shift).repeat(-(-count // POOL))[:count].reshape(size)
+        pieces = [pool[shift : shift + count]]
+        while (missing := count - sum(map(len, pieces))) > 0:
+            pieces.append(pool[:missing])
+        values = torch.cat(pieces).reshape(size)
         if "norm" in name:
             values = 1 + 0.1 * values
         else:

@@ -28,6 +28,7 @@ from prm_edge_runtime.manifest import (
     STATELESS,
     TOKENIZER_NAME,
     Manifest,
+    Prefix,
     Scalar,
     Variant,
 )
@@ -43,7 +44,7 @@ from .pace import paced
 from .package_files import listed_files, require_free_space
 from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
 from .quantization.layers import LayerRunner, run_reference
-from .quantization.search import Quantized, build_within_target
+from .quantization.search import PREFIX_NAME, Quantized, build_within_target
 from .quantization.texts import Solutions, load_solutions
 from .reference import refuse_unused
 from .sources import open_checkpoint
@@ -120,7 +121,7 @@ def _write(
     _preflight(plan, folder, records, say)
     reference, quantized = _build(plan, folder, records, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
-    manifest = _manifest(plan, writer.staging, identity)
+    manifest = _manifest(plan, writer.staging, identity, quantized)
     scorer = Scorer.from_package(
         Package(root=writer.staging, manifest=manifest, digest="0" * 64), manifest.variants[0]
     )
@@ -232,6 +233,7 @@ def _build(
             folder,
             records.solutions,
             records.proof,
+            opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
             progress=paced("calibration", say),
@@ -274,7 +276,9 @@ def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say)
     return reference
 
 
-def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
+def _manifest(
+    plan: Plan, staging: Path, identity: dict[str, Scalar], quantized: Quantized | None
+) -> Manifest:
     native = plan.backend == NATIVE
     name = plan.options.variant
     decoder = plan.decoder
@@ -289,6 +293,9 @@ def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifes
         kv_heads=decoder.kv_heads if native and decoder else 0,
         head_dim=decoder.head_dim if native and decoder else 0,
         proof={},
+        prefix=Prefix(file=f"{name}/{PREFIX_NAME}", ids=quantized.opening)
+        if quantized is not None and quantized.opening
+        else None,
     )
     return Manifest(
         name=plan.options.out_path.resolve().name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -38,6 +38,34 @@ class Cache:
     binding: Any
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opening:
+    """The tokens that every record begins with, and their keys and values.
+
+    ``ids`` (P,), ``kv`` (2 * layers, 1, heads, P, D); P is 0 where the package has none.
+    """
+
+    ids: NDArray[np.int64]
+    kv: NDArray[np.float32]
+
+    def without(
+        self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What is left to run of tokens that come after ``past`` others. (S,), (N,)
+
+        Raises:
+            EngineError: when a record does not begin with these tokens, or a step is read at one.
+        """
+        expected = self.ids[past : past + len(ids)]
+        found = ids[: len(expected)]
+        if not np.array_equal(found, expected) or (len(reads) and reads[0] < len(expected)):
+            raise EngineError(
+                f"a record begins with the tokens {found.tolist()[:8]}; those of this package "
+                f"begin with {expected.tolist()[:8]}, which no step is read at"
+            )
+        return ids[len(expected) :], reads - len(expected)
+
+
 class Engine(Protocol):
     """What the scorer needs: one record in, the logits of its read positions out."""
 
@@ -60,8 +88,31 @@ def open_engine(graph: Path, variant: Variant, *, logits: int, threads: int) -> 
     """
     session = open_session(graph, device=variant.device, threads=threads)
     if variant.interface == "decoder":
-        return DecoderEngine(session, variant, logits)
+        return DecoderEngine(session, variant, logits, read_opening(graph.parent, variant))
     return StatelessEngine(session, variant, logits)
+
+
+def read_opening(folder: Path, variant: Variant) -> Opening | None:
+    """Read the prefix of a variant whose files are in ``folder``; None when it has none.
+
+    Raises:
+        PackageFormatError: when the file cannot be read, has another size, or is not finite.
+    """
+    prefix = variant.prefix
+    if prefix is None:
+        return None
+    path = folder / PurePosixPath(prefix.file).name
+    shape = (2 * variant.layers, 1, variant.kv_heads, len(prefix.ids), variant.head_dim)
+    try:
+        kv = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+    except OSError as error:
+        raise PackageFormatError(f"{path} cannot be read: {error.strerror}") from error
+    if kv.size != np.prod(shape) or not np.isfinite(kv).all():
+        raise PackageFormatError(
+            f"{path} must hold {np.prod(shape)} finite numbers for the prefix of variant "
+            f"{variant.name!r}, and does not; export the checkpoint again"
+        )
+    return Opening(ids=np.array(prefix.ids, dtype=np.int64), kv=kv.reshape(shape))
 
 
 class DecoderEngine:
@@ -69,7 +120,9 @@ class DecoderEngine:
 
     causal: Final = True
 
-    def __init__(self, session: Any, variant: Variant, logits: int) -> None:
+    def __init__(
+        self, session: Any, variant: Variant, logits: int, opening: Opening | None = None
+    ) -> None:
         shape = (variant.layers, variant.kv_heads, variant.head_dim)
         _check(session.get_inputs(), contract.decoder_inputs(*shape), variant.name)
         _check(session.get_outputs(), contract.decoder_outputs(*shape), variant.name)
@@ -79,6 +132,10 @@ class DecoderEngine:
         parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
         self._past_names = [contract.past_name(*at) for at in parts]
         self._present_names = [contract.present_name(*at) for at in parts]
+        self._opening = opening or Opening(
+            ids=np.zeros(0, dtype=np.int64),
+            kv=np.zeros((2 * shape[0], 1, shape[1], 0, shape[2]), dtype=np.float32),
+        )
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
@@ -89,7 +146,20 @@ class DecoderEngine:
     def run_rows(
         self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[NDArray[np.float32]]:
-        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)"""
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)
+
+        One after the other where the package has their opening: before 1.32 onnxruntime's
+        GroupQueryAttention takes a cache and several new tokens for one row only.
+        """
+        if len(self._opening.ids):
+            return [self._together([row])[0] for row in rows]
+        return self._together(rows)
+
+    def _together(
+        self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> list[NDArray[np.float32]]:
+        given = len(self._opening.ids)
+        rows = [self._opening.without(0, *row) for row in rows]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
         width = _whole_tiles(int(lengths.max()))
         # Padding comes after all that is read: causal, so it changes nothing before it.
@@ -98,13 +168,14 @@ class DecoderEngine:
             padded[row, : len(ids)] = ids
             padded[row, len(ids) :] = ids[-1]
         reads = np.concatenate([row * width + at for row, (_, at) in enumerate(rows)])
-        shape = (len(rows), self._kv_heads, 0, self._head_dim)
+        shape = (len(rows), self._kv_heads, given, self._head_dim)
+        past = [np.broadcast_to(kv, shape) for kv in self._opening.kv]
         feeds = {
             contract.INPUT_IDS.name: padded,
             contract.READS.name: reads,
-            contract.LAST_TOKEN.name: np.full(len(rows), width - 1, dtype=np.int32),
-            contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
-            **dict.fromkeys(self._past_names, np.zeros(shape, dtype=np.float32)),
+            contract.LAST_TOKEN.name: np.full(len(rows), given + width - 1, dtype=np.int32),
+            contract.TOTAL_TOKENS.name: np.array(given + width, dtype=np.int32),
+            **dict(zip(self._past_names, past, strict=True)),
         }
         (logits,) = _run(self._session, [contract.LOGITS.name], feeds)
         ends = np.cumsum([len(at) for _, at in rows])[:-1]
@@ -131,6 +202,13 @@ class DecoderEngine:
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
         """
+        given = len(self._opening.ids)
+        if past < given:
+            end = min(given, past + len(ids))
+            self._fits(cache, end)
+            ids, reads = self._opening.without(past, ids, reads)
+            cache.kv[:, :, :, past:end] = self._opening.kv[:, :, :, past:end]
+            past = end
         logits = np.empty((len(reads), self._logits), dtype=np.float32)
         for start in range(0, len(ids), RUN_TOKENS):
             first, last = np.searchsorted(reads, (start, start + RUN_TOKENS))
@@ -155,8 +233,7 @@ class DecoderEngine:
             contract.LAST_TOKEN.name: np.array([total - 1], dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
         }
-        if total > cache.kv.shape[3]:
-            raise EngineError(f"{total} tokens do not fit into a cache of {cache.kv.shape[3]}")
+        self._fits(cache, total)
         try:
             for name, value in feeds.items():
                 cache.binding.bind_cpu_input(name, value)
@@ -167,6 +244,11 @@ class DecoderEngine:
                 f"onnxruntime failed on a run of {width} tokens after {past}: {error}"
             ) from error
         return logits[: len(reads)]
+
+    @staticmethod
+    def _fits(cache: Cache, tokens: int) -> None:
+        if tokens > cache.kv.shape[3]:
+            raise EngineError(f"{tokens} tokens do not fit into a cache of {cache.kv.shape[3]}")
 
 
 class StatelessEngine:

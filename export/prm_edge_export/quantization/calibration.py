@@ -31,6 +31,7 @@ STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
 _JUDGED_TOKENS: Final = 2048  # on which a kind's error is measured
 _SCALE_LIMIT: Final = 1e4
+SAMPLED_LAYERS: Final = 4  # in which two bases are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,37 +72,58 @@ class Calibration:
     units: list[Measured] = field(default_factory=list)
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
-    logits: list[Any] = field(default_factory=list)  # the reference's, of each record (N, C)
+    opening: list[NDArray[np.float32]] = field(default_factory=list)  # of each layer (2, G, P, D)
+    logits: list[Any] = field(default_factory=list)  # the reference's, of each judged record (N, C)
 
 
 @torch.inference_mode()
 def calibrate(
     runner: LayerRunner,
+    reference: LayerRunner,
     config: DecoderConfig,
     records: Sequence[Encoded],
-    n_calibration: int,
+    judged: Sequence[Encoded],
     scratch: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Pass every record through the reference; calibrate on the first ``n_calibration`` of them.
+    """Calibrate on ``records``; pass those to be ``judged`` through the untouched reference.
+
+    ``runner`` may hold the model in another basis and folds as it goes; ``reference`` never does.
 
     Raises:
         CheckpointError: when a tensor is missing, has another shape or is not finite.
     """
     result = Calibration()
-    used = runner.batches(records[:n_calibration])
-    others = runner.batches(records[n_calibration:])
+    used = runner.batches(records)
+    others = reference.batches(judged)
     for index in range(config.layers):
-        runner.load(index)
-        _layer(runner, config, index, used, scratch, result)
+        reference.load(index)
         for batch in others:
-            batch.stream = runner.forward(batch.stream)
+            batch.stream = reference.forward(batch.stream)
+        runner.load(index)  # into the same module, where the two share one
+        _layer(runner, config, index, used, scratch, result)
         progress(index + 1, config.layers)
-    result.logits = [
-        *runner.logits(used, records[:n_calibration]),
-        *runner.logits(others, records[n_calibration:]),
-    ]
+    result.logits = reference.logits(others, judged)
     return result
+
+
+@torch.inference_mode()
+def sampled_error(
+    runner: LayerRunner, config: DecoderConfig, records: Sequence[Encoded], scratch: Path
+) -> float:
+    """What a few layers would lose with all their linears in int8, in the runner's basis."""
+    result = Calibration()
+    batches = runner.batches(records)
+    count = min(SAMPLED_LAYERS, config.layers)
+    sampled = {config.layers * (2 * at + 1) // (2 * count) for at in range(count)}
+    for index in range(max(sampled) + 1):
+        runner.load(index)
+        if index in sampled:
+            _layer(runner, config, index, batches, scratch, result)
+            continue
+        for batch in batches:
+            batch.stream = runner.forward(batch.stream)
+    return sum(unit.errors[INT8] for unit in result.units)
 
 
 def _layer(
@@ -124,6 +146,8 @@ def _layer(
     for unit, smoothing, _ in folded:
         if smoothing is not None:
             _fold(runner.layer, config, unit, smoothing, layer_prefix(index), result.folds)
+    runner.settle()
+    result.opening.append(runner.opening_kv())
     for unit, smoothing, strength in folded:
         hessian = inputs.pop(unit.name).hessian
         if hessian is not None and smoothing is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime import scoring
 from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.engine import open_engine
-from prm_edge_runtime.manifest import DECODER, Variant
+from prm_edge_runtime.manifest import DECODER, Prefix, Variant
 from prm_edge_runtime.recipe import Score
 
 from ..checkpoint import Tensors
@@ -27,10 +27,11 @@ from ..graph import GRAPH_NAME
 from ..heads import Head
 from ..model_config import DecoderConfig
 from . import choose
-from .calibration import Calibration, calibrate
+from .calibration import SAMPLED_LAYERS, Calibration, calibrate, sampled_error
 from .graph import build_quantized
 from .kinds import COSTS, INT8
 from .layers import LayerRunner, StoredReference
+from .rotation import RotatedTensors, can_rotate
 from .texts import Solutions
 
 Say = Callable[[str], None]
@@ -39,6 +40,8 @@ Say = Callable[[str], None]
 TARGET_MEAN_DP: Final = 0.006
 TARGET_REL_RMS: Final = 0.05
 TRIES: Final = 5
+PREFIX_NAME: Final = "prefix.f32"
+COMPARED: Final = 16  # solutions on which two bases are compared
 _STRICTER: Final = 0.9  # aim a little below what the last measurement says is needed
 WORST_SHOWN: Final = 8
 
@@ -63,6 +66,7 @@ class Quantized:
     reference: StoredReference
     report: dict[str, Any]
     worst: list[str]
+    opening: tuple[int, ...]  # the tokens whose keys and values are in PREFIX_NAME
 
 
 def build_within_target(
@@ -74,11 +78,12 @@ def build_within_target(
     solutions: Solutions,
     verification: Sequence[Encoded],
     *,
+    opening: NDArray[np.int64],
     max_tokens: int,
     say: Say,
     progress: Callable[[int, int], None],
 ) -> Quantized:
-    """Write ``model.onnx`` and its data into ``folder``.
+    """Write ``model.onnx``, its data and the cache of the ``opening`` into ``folder``.
 
     When no plan meets the target the most precise one that was tried stays; the proof decides.
 
@@ -88,31 +93,73 @@ def build_within_target(
     scratch = folder / "scratch"
     scratch.mkdir()
     searched = solutions.search
-    count = len(solutions.calibration)
+    if config.window is not None:
+        opening = opening[:0]  # a window moves on, and leaves these tokens behind
     try:
+        rotated = can_rotate(config, head) and _rotation_helps(
+            config, head, tensors, solutions.calibration, opening, scratch, say
+        )
+        turned = RotatedTensors(tensors, config, head) if rotated else tensors
+        runner = LayerRunner(config, head, turned, opening, scratch=scratch)
         calibration = calibrate(
-            LayerRunner(config, head, tensors, scratch=scratch),
+            runner,
+            LayerRunner(config, head, tensors, scratch=scratch, beside=runner),
             config,
-            [*solutions.calibration, *searched, *verification],
-            count,
+            solutions.calibration,
+            [*searched, *verification],
             scratch,
             progress,
         )
-        wanted = calibration.logits[count : count + len(searched)]
+        del runner  # and its layer, before the whole graph is run
+        if len(opening):
+            np.concatenate(calibration.opening).astype("<f4").tofile(folder / PREFIX_NAME)
+        variant = _variant(config, tuple(opening.tolist()))
 
         def build(plan: choose.Plan) -> Drift:
-            build_quantized(config, head, tensors, folder, calibration, plan, max_tokens=max_tokens)
-            got = _run(config, head, folder, searched)
-            return _drift(wanted, got, score)
+            build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
+            engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
+            got = [engine.run(record.ids, record.reads) for record in searched]
+            return _drift(calibration.logits[: len(searched)], got, score)
 
         plan, drift = _search(calibration, build, say)
     finally:
         shutil.rmtree(scratch)
     return Quantized(
-        reference=StoredReference(verification, calibration.logits[count + len(searched) :]),
-        report=_report(calibration, plan, drift, solutions),
+        reference=StoredReference(verification, calibration.logits[len(searched) :]),
+        report={
+            "rotated": rotated,
+            "opening_tokens": len(opening),
+            **_report(calibration, plan, drift, solutions),
+        },
         worst=_worst(calibration, plan),
+        opening=tuple(opening.tolist()),
     )
+
+
+def _rotation_helps(
+    config: DecoderConfig,
+    head: Head,
+    tensors: Tensors,
+    records: Sequence[Encoded],
+    opening: NDArray[np.int64],
+    scratch: Path,
+    say: Say,
+) -> bool:
+    """Whether int8 loses less in the rotated basis; smoothing and compensation have a say."""
+    few = records[:: max(1, len(records) // COMPARED)]
+    both = {"as trained": tensors, "rotated": RotatedTensors(tensors, config, head)}
+    errors = {
+        name: sampled_error(
+            LayerRunner(config, head, given, opening, scratch=scratch), config, few, scratch
+        )
+        for name, given in both.items()
+    }
+    say(
+        "basis: int8 loses "
+        + ", ".join(f"{error:.3g} {name}" for name, error in errors.items())
+        + f" in {min(SAMPLED_LAYERS, config.layers)} layers"
+    )
+    return errors["rotated"] < errors["as trained"]
 
 
 def _search(
@@ -145,10 +192,9 @@ def _search(
     return plan, drift
 
 
-def _run(
-    config: DecoderConfig, head: Head, folder: Path, records: Sequence[Encoded]
-) -> list[NDArray[np.float32]]:
-    variant = Variant(
+def _variant(config: DecoderConfig, opening: tuple[int, ...]) -> Variant:
+    """The graph that is tried, for the engine."""
+    return Variant(
         name="plan",
         device="cpu",
         precision=INT8,
@@ -159,9 +205,8 @@ def _run(
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         proof={},
+        prefix=Prefix(file=PREFIX_NAME, ids=opening) if opening else None,
     )
-    engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
-    return [engine.run(record.ids, record.reads) for record in records]
 
 
 def _drift(
