@@ -29,7 +29,7 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
-_JUDGED_TOKENS: Final = 2048  # on which a kind's error is measured
+_JUDGED_TOKENS: Final = 1024  # on which a kind's error is measured
 _SCALE_LIMIT: Final = 1e4
 SAMPLED_LAYERS: Final = 4  # in which two bases are compared
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .calibration import Measured
-from .kinds import BLOCKS, COSTS, FP32, KINDS, LEAST_INT8, MOST_FP32
+from .kinds import COSTS, FP32, INT8, KINDS, LEAST_INT8, MOST_FP32
 
 Plan = Mapping[tuple[int, str], str]  # (layer, unit) -> kind
 
@@ -31,15 +31,15 @@ def cost(units: Sequence[Measured], plan: Plan) -> float:
 def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], str]:
     """Begin with the cheapest kinds; pay where a unit of time removes the most error.
 
-    At least ``LEAST_INT8`` of the multiply-adds stay int8, in one pass or two, and at most
-    ``MOST_FP32`` become float32. When ``allowed`` cannot be reached so, the result is as precise
+    At least ``LEAST_INT8`` of the multiply-adds stay int8 in one pass, and at most ``MOST_FP32``
+    become float32. When ``allowed`` cannot be reached so, the result is as precise
     as it gets.
     """
     plan = cheapest(units)
     left = total_error(units, plan)
     total = sum(unit.multiply_adds for unit in units)
     # multiply-adds that may still leave int8, and that may still become float32
-    room = {BLOCKS: (1 - LEAST_INT8) * total, FP32: MOST_FP32 * total}
+    room = {INT8: (1 - LEAST_INT8) * total, FP32: MOST_FP32 * total}
     while left > allowed:
         best: tuple[float, Measured, str] | None = None
         for unit in units:
@@ -65,8 +65,8 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
 def _leaves(unit: Measured, now: str, kind: str) -> dict[str, int]:
     """The room that a change of kind takes."""
     taken = {}
-    if kind in (BLOCKS, FP32) and now not in (BLOCKS, FP32):
-        taken[BLOCKS] = unit.multiply_adds
+    if now == INT8:
+        taken[INT8] = unit.multiply_adds
     if kind == FP32:
         taken[FP32] = unit.multiply_adds
     return taken

@@ -147,7 +147,7 @@ class LayerRunner:
 
         if self._first is None:
             return
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         out = self._model(inputs_embeds=self._first, past_key_values=cache, use_cache=True)
         self._kv = cache.layers[0].keys, cache.layers[0].values
         self._next = out.last_hidden_state
@@ -201,7 +201,7 @@ class LayerRunner:
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """Run the loaded layer. (B, T, H) -> (B, T, H)"""
-        past = None
+        past: Any = None
         if self._kv is not None:
             from transformers import DynamicCache
 

@@ -55,10 +55,11 @@ class Rotation:
     def columns(self, matrix: torch.Tensor) -> torch.Tensor:
         """Multiply with it from the right. (..., N) -> (..., N)"""
         odd = len(self.dense)
-        values = (matrix.double() * self.signs).unflatten(-1, (-1, odd)) @ self.dense
+        split: torch.Tensor = torch.unflatten(matrix.double() * self.signs, -1, (-1, odd))
+        values = split @ self.dense
         half = values.shape[-2] // 2
         while half:  # the Hadamard matrix, one bit of the index after the other
-            pairs = values.unflatten(-2, (-1, 2, half))
+            pairs = torch.unflatten(values, -2, (-1, 2, half))
             first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
             both = torch.stack([first + second, first - second], dim=-3)
             values = both.flatten(-4, -2) * 0.5**0.5
@@ -112,6 +113,24 @@ class RotatedTensors(Tensors):
         """A tensor and its file, for messages."""
         return self._base.where(name)
 
+    def _from_norm(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Of a linear that reads a norm: its gain and the stream's rotation. (O, H)"""
+        layer, part, *_ = name.rsplit(".", 3)
+        norm = "input_layernorm" if part == "self_attn" else "post_attention_layernorm"
+        gain = self._base.torch(f"{layer}.{norm}.weight", (self._config.hidden,))
+        return self._stream.columns(weight.double() * gain)
+
+    def _value_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Each value head's outputs. (G * D, ...)"""
+        heads = torch.unflatten(values, 0, (-1, self._config.head_dim)).movedim(1, 0)
+        return self._value.rows(heads).movedim(0, 1).flatten(0, 1)
+
+    def _value_columns(self, weight: torch.Tensor) -> torch.Tensor:
+        """What reads them, head by head. (O, heads * D)"""
+        return self._value.columns(torch.unflatten(weight, 1, (-1, self._config.head_dim))).flatten(
+            1
+        )
+
     def torch(
         self, name: str, shape: tuple[int, ...], rows: Sequence[int] | None = None
     ) -> torch.Tensor:
@@ -122,22 +141,6 @@ class RotatedTensors(Tensors):
             return self._stream.columns(tensor.double() * gain).float().contiguous()
         way = next((way for end, way in self._ways.items() if name.endswith(end)), None)
         return tensor if way is None else way(name, tensor).float().contiguous()
-
-    def _from_norm(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Of a linear that reads a norm: its gain and the stream's rotation. (O, H)"""
-        layer, part, *_ = name.rsplit(".", 3)
-        norm = "input_layernorm" if part == "self_attn" else "post_attention_layernorm"
-        gain = self._base.torch(f"{layer}.{norm}.weight", (self._config.hidden,))
-        return self._stream.columns(weight.double() * gain)
-
-    def _value_rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Each value head's outputs. (G * D, ...)"""
-        heads = values.unflatten(0, (-1, self._config.head_dim)).movedim(1, 0)
-        return self._value.rows(heads).movedim(0, 1).flatten(0, 1)
-
-    def _value_columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """What reads them, head by head. (O, heads * D)"""
-        return self._value.columns(weight.unflatten(1, (-1, self._config.head_dim))).flatten(1)
 
     def close(self) -> None:
         """Nothing of its own is open."""
