@@ -43,6 +43,7 @@ from .graph import GRAPH_NAME, build_decoder
 from .pace import paced
 from .package_files import listed_files, require_free_space
 from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
+from .quantization.kinds import MENUS
 from .quantization.layers import LayerRunner, run_reference
 from .quantization.search import PREFIX_NAME, Quantized, build_within_target
 from .quantization.texts import Solutions, load_solutions
@@ -237,6 +238,7 @@ def _build(
             max_tokens=plan.max_tokens,
             say=say,
             progress=paced("calibration", say),
+            menu=MENUS[plan.options.precision],
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")

@@ -21,7 +21,7 @@ from prm_edge_runtime.encoding import Encoded
 
 from ..model_config import DecoderConfig
 from . import weights
-from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, Unit, layer_prefix
+from .kinds import BLOCKS, FP32, INT4, INT8, INT8_MENU, INT8X2, UNITS, Menu, Unit, layer_prefix
 from .layers import Batch, LayerRunner, hooked
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
@@ -69,6 +69,7 @@ class Measured:
 class Calibration:
     """Everything the plan and the graph need."""
 
+    menu: Menu = INT8_MENU
     units: list[Measured] = field(default_factory=list)
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
@@ -85,6 +86,8 @@ def calibrate(
     judged: Sequence[Encoded],
     scratch: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    menu: Menu = INT8_MENU,
 ) -> Calibration:
     """Calibrate on ``records``; pass those to be ``judged`` through the untouched reference.
 
@@ -93,7 +96,7 @@ def calibrate(
     Raises:
         CheckpointError: when a tensor is missing, has another shape or is not finite.
     """
-    result = Calibration()
+    result = Calibration(menu=menu)
     used = runner.batches(records)
     others = reference.batches(judged)
     for index in range(config.layers):
@@ -109,10 +112,14 @@ def calibrate(
 
 @torch.inference_mode()
 def sampled_error(
-    runner: LayerRunner, config: DecoderConfig, records: Sequence[Encoded], scratch: Path
+    runner: LayerRunner,
+    config: DecoderConfig,
+    records: Sequence[Encoded],
+    scratch: Path,
+    menu: Menu = INT8_MENU,
 ) -> float:
-    """What a few layers would lose with all their linears in int8, in the runner's basis."""
-    result = Calibration()
+    """What a few layers would lose with all their linears in the cheapest kind, in this basis."""
+    result = Calibration(menu=menu)
     batches = runner.batches(records)
     count = min(SAMPLED_LAYERS, config.layers)
     sampled = {config.layers * (2 * at + 1) // (2 * count) for at in range(count)}
@@ -123,7 +130,7 @@ def sampled_error(
             continue
         for batch in batches:
             batch.stream = runner.forward(batch.stream)
-    return sum(unit.errors[INT8] for unit in result.units)
+    return sum(unit.errors[menu.kinds[0]] for unit in result.units)
 
 
 def _layer(
@@ -141,7 +148,9 @@ def _layer(
     after = {at: batches[at].stream for at in judged}
     folded = []
     for unit in UNITS:
-        smoothing, strength = _smoothing(runner.layer, config, unit, inputs[unit.name], norms)
+        smoothing, strength = _smoothing(
+            runner.layer, config, unit, inputs[unit.name], norms, result.menu
+        )
         folded.append((unit, smoothing, strength))
     for unit, smoothing, _ in folded:
         if smoothing is not None:
@@ -150,12 +159,14 @@ def _layer(
     result.opening.append(runner.opening_kv())
     for unit, smoothing, strength in folded:
         hessian = inputs.pop(unit.name).hessian
-        if hessian is not None and smoothing is not None:
-            each = _per_input(config, unit, smoothing)
-            hessian /= torch.outer(each, each)
+        if smoothing is not None:
+            each = torch.split(_per_input(config, unit, smoothing), weights.MAX_COMPENSATED)
+            for square, scales in zip(hessian, each, strict=True):
+                square /= torch.outer(scales, scales)
         weight = torch.cat(_weights(runner.layer, unit))
         inputs_of, size = weight.shape[1], weight.numel()
-        channels, blocks = weights.quantize(weight, hessian)
+        form = weights.BLOCKS4 if INT4 in result.menu.kinds else weights.BLOCKS8
+        channels, blocks = weights.quantize(weight, hessian, form)
         del weight
         _keep(channels, blocks, unit, index, scratch, result)
         # restored when its turn comes: each is as large as the weight
@@ -163,10 +174,12 @@ def _layer(
             INT8: (channels.restored, weights.round_tokens),
             INT8X2: (channels.restored, weights.round_tokens_twice),
             BLOCKS: (partial(blocks.restored, inputs_of), weights.round_token_blocks),
+            INT4: (partial(blocks.restored, inputs_of), _rounding(INT4)),
         }
         errors = {
             kind: _error(runner, unit, restored(), rounding, batches, before, after)
             for kind, (restored, rounding) in kinds.items()
+            if kind in result.menu.kinds
         }
         result.units.append(
             Measured(
@@ -174,7 +187,7 @@ def _layer(
                 unit=unit.name,
                 multiply_adds=size,
                 strength=strength,
-                compensated=hessian is not None,
+                compensated=True,
                 errors={**errors, FP32: 0.0},
             )
         )
@@ -184,18 +197,20 @@ def _layer(
 class Seen:
     """What a unit read, summed up as it passed by; the rows themselves would take gigabytes.
 
-    ``hessian`` (K, K): their second moments, None where K is too large. ``sample`` (T, K).
+    ``hessian``: their second moments (K, K), where K is large only blocks on the diagonal.
+    ``sample`` (T, K).
     """
 
     largest: torch.Tensor
-    hessian: torch.Tensor | None
+    hessian: list[torch.Tensor]
     sample: list[torch.Tensor]
 
     def add(self, rows: torch.Tensor, first: int, step: int) -> None:
         """Take in rows (T, K), and each ``step``-th of them from ``first`` on into the sample."""
         torch.maximum(self.largest, rows.abs().amax(dim=0), out=self.largest)
-        if self.hessian is not None:
-            self.hessian.addmm_(rows.T, rows)
+        parts = torch.split(rows, weights.MAX_COMPENSATED, dim=1)
+        for square, part in zip(self.hessian, parts, strict=True):
+            square.addmm_(part.T, part)
         self.sample.append(rows[first::step])
 
 
@@ -206,7 +221,10 @@ def _run_and_catch(
     seen = {}
     for unit in UNITS:
         width = runner.layer.get_submodule(unit.parts[0]).in_features
-        moments = torch.zeros(width, width) if width <= weights.MAX_COMPENSATED else None
+        moments = [
+            torch.zeros(len(part), len(part))
+            for part in torch.split(torch.zeros(width), weights.MAX_COMPENSATED)
+        ]
         seen[unit.name] = Seen(largest=torch.zeros(width), hessian=moments, sample=[])
     total = sum(int(batch.valid.sum()) for batch in batches)
     step = max(1, total // _SAMPLED_TOKENS)
@@ -230,7 +248,12 @@ def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
 
 
 def _smoothing(
-    layer: Any, config: DecoderConfig, unit: Unit, seen: Seen, norms: torch.Tensor
+    layer: Any,
+    config: DecoderConfig,
+    unit: Unit,
+    seen: Seen,
+    norms: torch.Tensor,
+    menu: Menu,
 ) -> tuple[torch.Tensor | None, float | None]:
     """The scales, of all strengths, with the least error on a sample of tokens.
 
@@ -253,9 +276,9 @@ def _smoothing(
             scales /= scales.log().mean().exp()
             scales.clamp_(1 / _SCALE_LIMIT, _SCALE_LIMIT)
             each = _per_input(config, unit, scales)
-        rounded = weights.round_tokens(sample / each)
+        rounded = _rounding(menu.kinds[0])(sample / each)
         changes = [
-            rounded @ weights.round_channels(rows * each).restored().T - exact
+            rounded @ _rounded(menu.kinds[0], rows * each).T - exact
             for rows, exact in zip(parts, wanted, strict=True)
         ]
         error = float(((_norm(changes) / size) ** 2).mean())
@@ -263,6 +286,20 @@ def _smoothing(
             best = (error, scales, strength)
     assert best is not None
     return best[1], best[2]
+
+
+def _rounding(kind: str) -> Rounding:
+    """How a kind rounds activations."""
+    if kind == INT4:
+        return partial(weights.round_token_blocks, block=weights.BLOCKS4.block)
+    return weights.round_tokens
+
+
+def _rounded(kind: str, weight: torch.Tensor) -> torch.Tensor:
+    """What plain rounding to a kind leaves of a weight. (N, K)"""
+    if kind == INT4:
+        return weights.round_blocks(weight, weights.BLOCKS4).restored(weight.shape[1])
+    return weights.round_channels(weight).restored()
 
 
 def _norm(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -323,7 +360,7 @@ def _keep(
     """Write both forms to the scratch folder, int8 in the graph's layout (K, N)."""
     count = len(unit.graph)
     values, scales = channels.values.chunk(count), channels.scales.chunk(count)
-    blocked, block_scales = blocks.values.chunk(count), blocks.scales.chunk(count)
+    blocked, block_scales = blocks.packed().chunk(count), blocks.scales.chunk(count)
     for at, name in enumerate(unit.graph):
         path = scratch / f"{index}.{name}.npz"
         np.savez(
