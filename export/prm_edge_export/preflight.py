@@ -43,11 +43,11 @@ class Cost:
 
 
 COSTS: Final = {
-    "fp32": Cost(file=4, scratch=0, session=8, embedding=4),
-    "fp16": Cost(file=2, scratch=0, session=8, embedding=2),
-    "bf16": Cost(file=2, scratch=0, session=8, embedding=2),
-    "int8": Cost(file=1.15, scratch=2.2, session=1.5, embedding=1, tries=12),
-    "int4": Cost(file=0.7, scratch=1.6, session=1, embedding=1, tries=8),
+    "fp32": Cost(file=4, scratch=0, session=4.3, embedding=4),
+    "fp16": Cost(file=2, scratch=4, session=4.3, embedding=2),
+    "bf16": Cost(file=2, scratch=4, session=4.3, embedding=2),
+    "int8": Cost(file=1.15, scratch=2.2, session=1.3, embedding=1, tries=12),
+    "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, tries=8),
 }
 SPARE_BYTES: Final = 64 * 1024 * 1024  # of disk: graph, tokenizer, rotary tables
 JUDGED_TOKENS: Final = 2048
