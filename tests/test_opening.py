@@ -29,7 +29,7 @@ OPENING = Opening(ids=ids_of(2), kv=KV)
 
 def test_opening_is_not_run() -> None:
     session = FakeSession(INPUTS, OUTPUTS)
-    got = DecoderEngine(session, DECODER, 2, OPENING).run(ids_of(21), reads_of(4, 20))
+    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run(ids_of(21), reads_of(4, 20))
     assert got.tolist() == [[104, 104], [120, 120]]
     (feeds,) = session.runs
     assert feeds["input_ids"][0].tolist() == ids_of(21)[2:].tolist()
@@ -44,7 +44,7 @@ def test_opening_rows_are_run_one_by_one() -> None:
     # what onnxruntime before 1.32 takes: a cache and several new tokens for one row only
     session = FakeSession(INPUTS, OUTPUTS)
     rows = [(ids_of(n), reads_of(n - 1)) for n in (5, 9)]
-    got = DecoderEngine(session, DECODER, 2, OPENING).run_rows(rows)
+    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run_rows(rows)
     assert [logits.tolist() for logits in got] == [[[104, 104]], [[108, 108]]]
     assert [run["input_ids"].shape for run in session.runs] == [(1, 3), (1, 7)]
 
@@ -55,7 +55,7 @@ def test_opening_rows_are_run_one_by_one() -> None:
     ids=["other", "read", "short"],
 )
 def test_opening_that_a_record_does_not_have(ids: Any, reads: Any) -> None:
-    engine = DecoderEngine(FakeSession(INPUTS, OUTPUTS), DECODER, 2, OPENING)
+    engine = DecoderEngine(FakeSession(INPUTS, OUTPUTS), DECODER, 2, opening=OPENING)
     with pytest.raises(EngineError, match=r"a record begins with the tokens \[10.*begin with \[10"):
         engine.run(ids, reads)
 
@@ -74,7 +74,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scorer, Scorer]:
     engine.extend(cache, 0, np.array([*bos.ids, 5], dtype=np.int64), reads_of())
     count = len(bos.ids)
     opening = Opening(ids=np.array(bos.ids), kv=cache.kv[:, :, :, :count].copy())
-    other = DecoderEngine(engine._session, variant, 2, opening)
+    other = DecoderEngine(engine._session, variant, 2, opening=opening)
     return plain, Scorer(plain.package, variant, other, "argument")
 
 
@@ -105,7 +105,7 @@ def test_opening_needs_room_in_the_cache(begun: tuple[Scorer, Scorer]) -> None:
         EngineError, match=rf"{count} tokens do not fit into a cache of {count - 1}"
     ):
         engine.extend(
-            dataclasses.replace(engine.new_cache(8), kv=np.zeros((4, 1, 1, count - 1, 8))),
+            engine.new_cache(count - 1),
             0,
             engine._opening.ids,
             reads_of(),
@@ -149,12 +149,16 @@ def test_opening_file_that_is_wrong(content: bytes | None, message: str, tmp_pat
 # --- the manifest
 
 
-def manifest_of(size: int = 64, interface: str = "decoder", **changes: Any) -> dict[str, Any]:
+def manifest_of(
+    size: int = 64, interface: str = "decoder", device: str = "cpu", **changes: Any
+) -> dict[str, Any]:
     """One token of the tiny variant: 2 * 1 layers, 1 head, 4 numbers of 4 bytes."""
     files = ("cpu-fp32/model.onnx", "cpu-fp32/model.onnx.data", "cpu-fp32/prefix.f32")
     prefix = {"file": files[2], "ids": (7, 8), **changes}
     shape = dict.fromkeys(("layers", "kv_heads", "head_dim"), 0) if interface != "decoder" else {}
-    variant = tiny_variant(files=files, prefix=Prefix(**prefix), interface=interface, **shape)
+    variant = tiny_variant(
+        files=files, prefix=Prefix(**prefix), interface=interface, device=device, **shape
+    )
     entries = {
         name: FileEntry(size=size, sha256="0" * 64)
         for name in (*files, "tokenizer.json", "selftest.json")
@@ -182,6 +186,7 @@ def test_opening_in_a_manifest() -> None:
         ({"ids": (7, "8")}, r"ids.*must hold only whole numbers"),
         ({"more": 1}, "prefix.*unknown key"),
         ({"interface": "stateless"}, "a stateless graph has no cache to begin with one"),
+        ({"device": "cuda"}, "is for variants of the CPU, not of cuda"),
     ],
 )
 def test_opening_that_a_manifest_cannot_have(changes: dict[str, Any], message: str) -> None:

@@ -40,7 +40,9 @@ DATA_NAME: Final = "model.onnx.data"
 Weight = Callable[[], NDArray[np.float32]]  # (outputs, inputs), read when it is needed
 
 _ELEMENT_TYPES: Final = {
+    contract.BFLOAT16: TensorProto.BFLOAT16,
     contract.FLOAT: TensorProto.FLOAT,
+    contract.FLOAT16: TensorProto.FLOAT16,
     contract.INT64: TensorProto.INT64,
     contract.INT32: TensorProto.INT32,
 }
@@ -107,7 +109,8 @@ class DecoderBuilder:
             stream, update = self._layer(layer, stream, update)
             progress(layer + 1, config.layers)
         stream = self.node("Add", [stream, update], ["stream"])
-        self._head(head, self._at_reads(stream))
+        normed, _ = self._norm("final_norm", "model.norm.weight", self._picked(stream), "")
+        self._head(head, normed)
 
     def _embed(self) -> str:
         """(B, S) -> (B, S, H)"""
@@ -319,13 +322,11 @@ class DecoderBuilder:
         product = self.node("Mul", [active, up], [f"{prefix}.product"])
         return self._projection(prefix, "down", product, (narrow, wide), bias)
 
-    def _at_reads(self, stream: str) -> str:
+    def _picked(self, stream: str) -> str:
         """(B, S, H) -> (N, H): everything after this runs at the read positions only."""
         shape = self.constant("flat", np.array([-1, self.config.hidden], dtype=np.int64))
         rows = self.node("Reshape", [stream, shape], ["rows"])
-        picked = self.node("Gather", [rows, contract.READS.name], ["picked"], axis=0)
-        normed, _ = self._norm("final_norm", "model.norm.weight", picked, "")
-        return normed
+        return self.node("Gather", [rows, contract.READS.name], ["picked"], axis=0)
 
     def _head(self, head: Head, source: str) -> None:
         """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
@@ -341,13 +342,18 @@ class DecoderBuilder:
             if not last:
                 source = self.node("Relu", [source], [f"head.{index}.active"])
 
+    @property
+    def cache_type(self) -> str:
+        """What keys and values are between runs."""
+        return contract.FLOAT
+
     def model(self, head: Head) -> ModelProto:
         shape = (self.config.layers, self.config.kv_heads, self.config.head_dim)
         graph = helper.make_graph(
             self.nodes,
             "prm",
-            [_value(tensor) for tensor in contract.decoder_inputs(*shape)],
-            [_value(tensor) for tensor in contract.decoder_outputs(*shape)],
+            [_value(tensor) for tensor in contract.decoder_inputs(*shape, self.cache_type)],
+            [_value(tensor) for tensor in contract.decoder_outputs(*shape, self.cache_type)],
             self.initializers,
         )
         return helper.make_model(

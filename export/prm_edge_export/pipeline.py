@@ -11,8 +11,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, __version__
@@ -35,14 +37,14 @@ from prm_edge_runtime.manifest import (
 from prm_edge_runtime.package import Package
 from prm_edge_runtime.selftest import dump_cases
 
-from . import preflight, proof
+from . import cuda_target, preflight, proof
 from .card import model_card
 from .checkpoint import Checkpoint
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .pace import paced
 from .package_files import listed_files, require_free_space
-from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
+from .plan import AUTO, CUDA, NATIVE, ExportOptions, Plan, make_plan
 from .quantization.kinds import MENUS
 from .quantization.layers import LayerRunner, run_reference
 from .quantization.search import PREFIX_NAME, Quantized, build_within_target
@@ -86,7 +88,7 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
-        bundled = proof.BUDGETS[options.precision].texts
+        bundled = proof.BUDGETS[plan.options.precision].texts
         texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
         records = [(text.problem, text.steps) for text in texts]
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
@@ -98,7 +100,18 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
             tokenizer=plan.files.raw,
             provenance=identity,
         )
-        report = _write(plan, writer, texts, identity, say)
+        half = None
+        if plan.options.target == CUDA:
+            half = cuda_target.decide(
+                plan,
+                texts,
+                writer.staging,
+                open_choice=options.precision == AUTO,
+                say=say,
+            )
+            decided = replace(plan.options, precision=half.precision)
+            plan = replace(plan, options=decided)
+        report = _write(plan, writer, texts, identity, half, say)
     say(f"wrote {options.out_path}")
     return ExportResult(out=options.out_path, report=report)
 
@@ -114,19 +127,27 @@ def _write(
     writer: PackageWriter,
     texts: list[proof.Text],
     identity: dict[str, Scalar],
+    half: cuda_target.Half | None,
     say: Say,
 ) -> dict[str, Any]:
     options = plan.options
     folder = writer.variant_dir(options.variant)
     records = _records(plan, texts)
     _preflight(plan, folder, records, say)
-    reference, quantized = _build(plan, folder, records, say)
+    reference, quantized = _build(plan, folder, records, half, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
     manifest = _manifest(plan, writer.staging, identity, quantized)
-    scorer = Scorer.from_package(
-        Package(root=writer.staging, manifest=manifest, digest="0" * 64), manifest.variants[0]
-    )
-    with scorer:
+    package = Package(root=writer.staging, manifest=manifest, digest="0" * 64)
+    speed: dict[str, float | int] | None = None
+    with TemporaryDirectory(dir=writer.staging) as scratch, ExitStack() as stack:
+        checked = {}
+        if half is None:
+            scorer = Scorer.from_package(package, manifest.variants[0])
+        else:
+            scorer, what = cuda_target.open_for_proof(plan, half, package, Path(scratch), say)
+            checked = {"checked": what}
+            say(f"checked: {what}")
+        stack.enter_context(scorer)
         results = proof.compare(
             scorer,
             plan.encoder,
@@ -153,9 +174,12 @@ def _write(
                 f"expected scores: {figures['expect_records']} records, max |dp| "
                 f"{figures['expect_max_abs_dp']:.2e}"
             )
-        speed = measure_speed(scorer, [result.text for result in results])
-    summary = proof.summary(figures, options.precision, drift=over is not None)
-    report = {
+        if half is not None and checked["checked"] != cuda_target.GPU:
+            figures |= cuda_target.check_itself(plan, half, package, texts)
+        else:  # else it would be the speed of what it is checked with
+            speed = measure_speed(scorer, [result.text for result in results])
+    summary = checked | proof.summary(figures, options.precision, drift=over is not None)
+    report: dict[str, Any] = {
         "variant": options.variant,
         "decisions": list(plan.reasons),
         "proof": summary,
@@ -165,6 +189,7 @@ def _write(
             "parameters": _parameters(plan),
         },
         **({} if quantized is None else {"plan": quantized.report}),
+        **({} if half is None else {"ranges": half.report}),
     }
     _write_small_files(plan, writer, proof.self_test_cases(results), report)
     variant = replace(manifest.variants[0], proof=summary)
@@ -191,7 +216,7 @@ class Records:
 def _records(plan: Plan, texts: list[proof.Text]) -> Records:
     encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
     solutions = None
-    if plan.options.precision == INT8:
+    if plan.options.precision in MENUS:
         path = plan.options.calibration
         solutions = load_solutions(path, plan.encoder, plan.max_tokens, texts)
     return Records(
@@ -221,9 +246,12 @@ def _preflight(plan: Plan, folder: Path, records: Records, say: Say) -> None:
 
 
 def _build(
-    plan: Plan, folder: Path, records: Records, say: Say
+    plan: Plan, folder: Path, records: Records, half: cuda_target.Half | None, say: Say
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
+    if half is not None:
+        cuda_target.build(plan, half, folder, say)
+        return half.reference, None
     tensors = plan.checkpoint.tensors
     if records.solutions is not None and plan.decoder is not None:
         quantized = build_within_target(
@@ -337,7 +365,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _estimated_bytes(plan: Plan) -> int:
-    return 4 * _parameters(plan) + len(plan.files.raw) + SPARE_BYTES
+    bytes_each = cuda_target.BYTES.get(plan.options.precision, 4)
+    return bytes_each * _parameters(plan) + len(plan.files.raw) + SPARE_BYTES
 
 
 def _parameters(plan: Plan) -> int:

@@ -44,8 +44,9 @@ class Cost:
 
 COSTS: Final = {
     "fp32": Cost(file=4, scratch=0, session=4.3, embedding=4),
-    "fp16": Cost(file=2, scratch=4, session=4.3, embedding=2),
-    "bf16": Cost(file=2, scratch=4, session=4.3, embedding=2),
+    # beside it lies the float32 graph that it is checked with
+    "fp16": Cost(file=2, scratch=4, session=4.3, embedding=6),
+    "bf16": Cost(file=2, scratch=4, session=4.3, embedding=6),
     "int8": Cost(file=1.15, scratch=2.2, session=1.3, embedding=1, tries=12),
     "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, tries=8),
 }
