@@ -68,7 +68,7 @@ def texts(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def make(shape: str, folder: Path) -> None:
+def make(shape: str, folder: Path, layers: int | None) -> None:
     """Write a TRL-like checkpoint in shards; at most one shard is in memory."""
     import checkpoints
     from transformers import Qwen2Config
@@ -80,8 +80,9 @@ def make(shape: str, folder: Path) -> None:
         for text in (item["problem"], *item["steps"])
     ]
     tok = checkpoints.tokenizer(qwen=True, size=4096, often=tuple(said))
+    sizes = SHAPES[shape]
     config = Qwen2Config(
-        **SHAPES[shape],
+        **{**sizes, "num_hidden_layers": layers or sizes["num_hidden_layers"]},
         max_position_embeddings=4096,
         rms_norm_eps=1e-6,
         rope_theta=1e6,
@@ -233,6 +234,7 @@ def main() -> None:
     making = commands.add_parser("make")
     making.add_argument("shape", choices=SHAPES)
     making.add_argument("checkpoint", type=Path)
+    making.add_argument("--layers", type=int, help="fewer: what one layer takes, in less time")
     exporting = commands.add_parser("export")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("out", type=Path)
@@ -245,7 +247,7 @@ def main() -> None:
     loading.add_argument("package", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "make":
-        make(arguments.shape, arguments.checkpoint)
+        make(arguments.shape, arguments.checkpoint, arguments.layers)
     elif arguments.command == "export":
         print(json.dumps(export(arguments), indent=2))
         shutil.rmtree(arguments.out.parent / f"{arguments.out.name}-texts")
