@@ -73,8 +73,13 @@ coverage: .venv/.made
 test-trl: .venv-trl/.made
 	COVERAGE_FILE=.coverage.trl .venv-trl/bin/python $(PYTEST) --max-skipped=0 -m trl $(TRL_TESTS)
 
-# The self-test of every package here on an emulated x86 without VNNI; needs Debian's qemu-user.
-test-chips: .venv/.made
+.venv-arm64/.made: tests/make_arm64.sh .venv/.made
+	sh tests/make_arm64.sh .venv-arm64 $$PWD/.venv/bin/python
+	touch $@
+
+# Every precision on an emulated x86 without VNNI and on emulated 64-bit Arm; needs Debian's
+# qemu-user and apt-get. Four minutes.
+test-chips: .venv/.made .venv-arm64/.made
 	.venv/bin/python -m pytest -m chips
 
 format: .venv/.made
@@ -87,5 +92,5 @@ demo: .venv-demo/.made
 	.venv-demo/bin/prm-edge demo
 
 clean:
-	rm -rf .venv .venv-optimum .venv-trl .venv-demo build dist *.egg-info \
+	rm -rf .venv .venv-optimum .venv-trl .venv-demo .venv-arm64 build dist *.egg-info \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
