@@ -1,4 +1,4 @@
-"""What is timed on a GPU, by prm-edge and by torch: gpu_smoke.py and gpu_peers.py have it in common.
+"""What is timed on a GPU, by prm-edge and by torch: what gpu_smoke.py and gpu_peers.py share.
 
 Texts are made to have a number of tokens; prm-edge is given the texts, torch the token ids, so that
 tokenizing counts against prm-edge alone. Medians of the rounds, the first of which is not counted.
@@ -40,7 +40,7 @@ class Record:
 
 def make_checkpoint(folder: Path, **shape: Any) -> Path:
     """A random Qwen2 of some shape with a small vocabulary, as TRL's PRMTrainer saves it."""
-    return checkpoints.trl_qwen2(folder, qwen_tokenizer=False, initializer_range=0.02, **shape)
+    return checkpoints.trl_qwen2(folder, initializer_range=0.02, **shape)
 
 
 def record(scorer: Scorer, rng: random.Random, *, prompt: int, steps: Sequence[int]) -> Record:
@@ -73,7 +73,9 @@ def median_s(run: Callable[[], object], rounds: int) -> float:
 class Torch:
     """transformers' own token classifier, with or without its KV cache managed by hand."""
 
-    def __init__(self, checkpoint: Path, device: str, dtype: Any, *, compiled: bool = False) -> None:
+    def __init__(
+        self, checkpoint: Path, device: str, dtype: Any, *, compiled: bool = False
+    ) -> None:
         from transformers import AutoModelForTokenClassification
 
         # sdpa is what transformers takes when nothing is said; said, so that it stays
@@ -125,7 +127,7 @@ class Torch:
             logits = self.model(
                 input_ids=self._ids(step)[None], past_key_values=cache, use_cache=True
             ).logits
-            cache.crop(len(context))
+            cache.crop(-len(step))
             return float(logits[0, -1, 0])
 
         return run
