@@ -11,7 +11,7 @@ import json
 import socket
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .limits import Limits
 from .refusals import RefusedError
@@ -78,7 +78,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
             if self._in_head:
                 self._head_bytes += len(data)
             super().data_received(data)
-            cycle = self.cycle
+            cycle: RequestResponseCycle | None = self.cycle
             if cycle is not None and not cycle.response_complete:
                 self._disarm()
             else:
