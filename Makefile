@@ -4,15 +4,19 @@ PYTHON ?= python3
 # More skipped tests than this is a failure: a test that never runs protects nothing.
 MAX_SKIPPED ?= 6
 MAX_SKIPPED_OPTIMUM ?= 3
+# network namespaces need root
+MAX_SKIPPED_RAY ?= 1
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c
 PYTEST = -m pytest -p tests.skip_bound --cov --cov-report= --cov-fail-under=0
+RAY_TESTS = $(shell grep -ls 'mark\.ray' tests/test_*.py)
 TRL_TESTS = $(shell grep -ls 'mark\.trl' tests/test_*.py)
+BROWSER_TESTS = $(shell grep -ls 'mark\.browser' tests/test_*.py)
 EXPORT_TESTS = $(sort $(wildcard tests/test_export*.py) $(shell grep -ls 'mark\.optimum' tests/test_*.py))
 
 # The order matters: the cheap checks first, coverage last.
 .NOTPARALLEL:
-.PHONY: test test-optimum test-trl test-chips check coverage lint types format demo clean
+.PHONY: test test-optimum test-ray test-trl test-chips test-browser tutor check coverage lint types format demo clean
 
 test: lint types check test-optimum coverage
 
@@ -33,6 +37,26 @@ test: lint types check test-optimum coverage
 .venv-trl/.made: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear .venv-trl
 	.venv-trl/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,export,its-hub,trl,dev]'
+	touch $@
+
+.venv-browser/.made: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv --clear .venv-browser
+	.venv-browser/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,serve,browser,dev]'
+	touch $@
+
+.venv-tutor/.made: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv --clear .venv-tutor
+	.venv-tutor/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,serve]'
+	touch $@
+
+# onnxruntime-web and a tokenizer for examples/browser; axe-core, which its tests use
+examples/browser/node_modules/.made: examples/browser/package.json examples/browser/package-lock.json
+	npm ci --prefix examples/browser --ignore-scripts --no-audit --no-fund
+	touch $@
+
+.venv-ray/.made: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,ray,serve,dev]' 'ray[serve]'
 	touch $@
 
 .venv-demo/.made: pyproject.toml constraints.txt Makefile
@@ -58,11 +82,11 @@ types: .venv/.made
 
 check: .venv/.made
 	COVERAGE_FILE=.coverage.check .venv/bin/python $(PYTEST) --max-skipped=$(MAX_SKIPPED) \
-		-m 'not (optimum or trl or real_tokenizers or real_weights or chips)'
+		-m 'not (optimum or ray or trl or real_tokenizers or real_weights or chips or browser)'
 
 test-optimum: .venv-optimum/.made
 	COVERAGE_FILE=.coverage.optimum .venv-optimum/bin/python $(PYTEST) --max-skipped=$(MAX_SKIPPED_OPTIMUM) \
-		-m 'not (wheel or trl or real_tokenizers or real_weights or chips)' $(EXPORT_TESTS)
+		-m 'not (wheel or ray or trl or real_tokenizers or real_weights or chips or browser)' $(EXPORT_TESTS)
 
 # Of both runs together: each environment can run what the other cannot.
 coverage: .venv/.made
@@ -73,9 +97,17 @@ coverage: .venv/.made
 test-trl: .venv-trl/.made
 	COVERAGE_FILE=.coverage.trl .venv-trl/bin/python $(PYTEST) --max-skipped=0 -m trl $(TRL_TESTS)
 
+# Starts clusters of several nodes on this machine; not part of make test.
+test-ray: .venv-ray/.made
+	COVERAGE_FILE=.coverage.ray .venv-ray/bin/python $(PYTEST) --max-skipped=$(MAX_SKIPPED_RAY) -m ray $(RAY_TESTS)
+
 # The self-test of every package here on an emulated x86 without VNNI; needs Debian's qemu-user.
 test-chips: .venv/.made
 	.venv/bin/python -m pytest -m chips
+
+# The pages in a real Chromium (PRM_EDGE_CHROMIUM, or one on the PATH); needs npm.
+test-browser: .venv-browser/.made examples/browser/node_modules/.made
+	.venv-browser/bin/python -m pytest -p tests.skip_bound --max-skipped=0 -m browser $(BROWSER_TESTS)
 
 format: .venv/.made
 	.venv/bin/ruff check --fix .
@@ -86,6 +118,10 @@ format: .venv/.made
 demo: .venv-demo/.made
 	.venv-demo/bin/prm-edge demo
 
+tutor: .venv-tutor/.made
+	.venv-tutor/bin/python examples/tutor
+
 clean:
-	rm -rf .venv .venv-optimum .venv-trl .venv-demo build dist *.egg-info \
+	rm -rf .venv .venv-optimum .venv-ray .venv-trl .venv-demo .venv-browser .venv-tutor \
+		examples/browser/node_modules build dist *.egg-info \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

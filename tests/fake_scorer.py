@@ -13,6 +13,7 @@ from prm_edge_runtime.encoding import check_steps, check_text
 from prm_edge_runtime.errors import EngineError
 from prm_edge_runtime.manifest import FileEntry, Manifest, Scalar, Variant
 from prm_edge_runtime.package import Package
+from prm_edge_runtime.prefixes import PrefixCounters
 from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Text, Tokens
 from prm_edge_runtime.results import SCORED, TOO_LONG, Ranking, StepScores
 from prm_edge_runtime.scorer import Scorer
@@ -98,6 +99,7 @@ class FakeScorer:
 
     variant = "cpu-fp32"
     device = "cpu"
+    prefix_cache = PrefixCounters()
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "separator": None,
                 "good_label": None,
                 "target": "cpu",
-                "precision": "fp32",
+                "precision": "auto",
                 "backend": "auto",
                 "calibration": None,
                 "verify": None,

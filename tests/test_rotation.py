@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the export extra")
 
 import checkpoints
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.heads import EMBEDDING, find_head
 from prm_edge_export.model_config import read_config
+from prm_edge_export.quantization.layers import LayerRunner, run_reference
 from prm_edge_export.quantization.rotation import RotatedTensors, Rotation, can_rotate
-from prm_edge_export.reference import load_reference
+from prm_edge_runtime.encoding import Encoded
 
 
 @given(size=st.integers(1, 200), seed=st.integers(0, 5))
@@ -65,11 +67,14 @@ def test_rotated_model_is_the_same_model(
         head = find_head(checkpoint.tensors)
         assert head is not None
         assert can_rotate(config, head)
-        ids = torch.arange(3, 60).numpy()
-        reads = torch.tensor([5, 31, 56]).numpy()
+        record = Encoded(ids=np.arange(3, 60), reads=np.array([5, 31, 56]))
         rotated = RotatedTensors(checkpoint.tensors, config, head)
-        wanted = load_reference(config, head, checkpoint.tensors).run(ids, reads)
-        got = load_reference(config, head, rotated).run(ids, reads)
+        wanted, got = (
+            run_reference(
+                LayerRunner(config, head, tensors, scratch=tmp_path), config.layers, [record]
+            ).run(record.ids, record.reads)
+            for tensors in (checkpoint.tensors, rotated)
+        )
         assert abs(wanted).max() > 0.05
         torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
         before = checkpoint.tensors.torch(EMBEDDING, (config.vocab, config.hidden))

@@ -269,3 +269,37 @@ def test_session_can_be_used_by_one_request_at_a_time(client: TestClient) -> Non
     message = refused(client, f"/v1/sessions/{opened['id']}/steps", {"steps": ["x"]}, 409)
     assert "another request has this session" in message
     live.busy = False
+
+
+# --- the prefix cache
+
+
+def number_of(client: TestClient, metric: str) -> float:
+    found = [line for line in client.get("/metrics").text.splitlines() if line.startswith(metric)]
+    assert len(found) == 1, (metric, found)
+    return float(found[0].removeprefix(metric))
+
+
+def test_metrics_tell_what_the_prefix_cache_saves() -> None:
+    package = Path(__file__).parent / "packages" / "v1"
+    data = {"problem": PROBLEM, "steps": STEPS}
+    with Scorer.load(package, prefix_cache_mb=1) as cached, started(cached) as client:
+        wait_until_ready(client)
+        names = ("lookups_total", "hits_total", "saved_tokens_total")
+        before = [number_of(client, f"prm_edge_prefix_cache_{name} ") for name in names]
+        first = post(client, "/v1/score", data)
+        run = number_of(client, "prm_edge_run_tokens_total ")
+        assert post(client, "/v1/score", data) == first
+        assert number_of(client, "prm_edge_run_tokens_total ") == run  # nothing was run again
+        after = [number_of(client, f"prm_edge_prefix_cache_{name} ") for name in names]
+        counters = cached.prefix_cache
+        assert after == [counters.lookups, counters.hits, counters.tokens_saved]
+        assert after[0] == before[0] + 2
+        assert after[2] - before[2] >= first["n_tokens"]
+        assert number_of(client, "prm_edge_prefix_cache_bytes ") == counters.bytes > 0
+        assert number_of(client, "prm_edge_prefix_cache_limit_bytes ") == 1_000_000
+
+
+def test_metrics_tell_that_there_is_no_prefix_cache(client: TestClient) -> None:
+    assert number_of(client, "prm_edge_prefix_cache_limit_bytes ") == 0
+    assert number_of(client, "prm_edge_prefix_cache_lookups_total ") == 0

@@ -173,6 +173,7 @@ def test_metrics_follow_the_naming_rules_and_count(scorer: Scorer) -> None:
     assert found["prm_edge_session_bytes",] > 0
     assert found["prm_edge_queue_requests",] == found["prm_edge_queue_tokens",] == 0
     units = ("seconds", "bytes", "tokens", "requests", "sessions", "batches", "info")
+    units += ("lookups", "hits")
     for family in families:
         if family.name.startswith("prm_edge"):
             assert re.fullmatch("[a-z_]+", family.name)

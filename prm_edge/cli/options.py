@@ -104,8 +104,16 @@ def load_scorer(
     variant: str | None = None,
     threads: int | None = None,
     force: bool = False,
+    prefix_cache_mb: float = 0,
 ) -> Scorer:
     """Load a package as the options say; the heavy imports happen here."""
     from prm_edge_runtime.scorer import Scorer
 
-    return Scorer.load(package, device=device, variant=variant, threads=threads, force=force)
+    return Scorer.load(
+        package,
+        device=device,
+        variant=variant,
+        threads=threads,
+        force=force,
+        prefix_cache_mb=prefix_cache_mb,
+    )

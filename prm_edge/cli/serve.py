@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from prm_edge.server.limits import MB, Limits
+from prm_edge_runtime.prefixes import MAX_MB
 
 from .describe import name_package, say_notice
 from .group import Failure
@@ -92,6 +93,14 @@ def limit_options(command: F) -> F:
     help="Another name in the Host header to answer to; may be given again.",
 )
 @limit_options
+@click.option(
+    "--prefix-cache-mb",
+    type=click.FloatRange(0, MAX_MB),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="MB in which problems and steps of before stay, for whoever sends them again.",
+)
 @click.option("--log-text", is_flag=True, help="Log what pupils wrote, too.")
 def serve_command(
     package: str | None,
@@ -104,6 +113,7 @@ def serve_command(
     keys_file: Path | None,
     anyone: bool,
     more_hosts: tuple[str, ...],
+    prefix_cache_mb: float,
     log_text: bool,
     **numbers: float,
 ) -> None:
@@ -132,7 +142,12 @@ def serve_command(
     with (
         run.open_socket(host, port) as listening,
         load_scorer(
-            package, device=device, variant=variant, threads=threads, force=force
+            package,
+            device=device,
+            variant=variant,
+            threads=threads,
+            force=force,
+            prefix_cache_mb=prefix_cache_mb,
         ) as scorer,
     ):
         click.echo(f"prm-edge: serving {name_package(scorer)}, at {run.url(listening)}", err=True)

@@ -14,21 +14,18 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Scope
 
 from . import bodies
 from .backend import Backend, estimated_tokens
-from .guard import SEEN, Guard, JsonResponse, Seen
+from .guard import SEEN, JsonResponse, Seen, guarded
 from .intake import Intake
 from .keys import Keys
 from .limits import Limits
 from .logs import log, logger
-from .metrics import CONTENT_TYPE, OTHER, Metrics
+from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document
 from .page import page, policy
 from .queue import Job
@@ -55,7 +52,8 @@ class Api:
         self.limits: Final = limits
         about = backend.info()
         self.metrics: Final = Metrics(
-            {key: str(about[key]) for key in ("name", "package", "variant", "device", "version")}
+            {key: str(about[key]) for key in ("name", "package", "variant", "device", "version")},
+            backend.prefix_counters,
         )
         self.sessions: Final = Sessions(limits, self.metrics)
         self.state = "starting"
@@ -331,6 +329,7 @@ def create_app(
     limits: Limits | None = None,
     keys: Keys | None = None,
     hosts: Sequence[str] = ("localhost", "127.0.0.1", "[::1]"),
+    pages: Sequence[Route] = (),
     with_text: bool = False,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> Starlette:
@@ -338,11 +337,13 @@ def create_app(
 
     Args:
         hosts: the values of the Host header that are answered, without a port.
+        pages: routes of your own, behind the same guard; they come before ours.
         with_text: log what pupils wrote.
         on_failure: called when the model does not pass its self-test, or cannot be run any more.
     """
     api = Api(backend, limits or Limits(), with_text=with_text, on_failure=on_failure)
     routes = [
+        *pages,
         Route("/v1/score", api.score, methods=["POST"]),
         Route("/v1/rank", api.rank, methods=["POST"]),
         Route("/v1/sessions", api.open_session, methods=["POST"]),
@@ -357,25 +358,9 @@ def create_app(
         Route("/info", api.info),
         Route("/metrics", api.show_metrics),
     ]
-    paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
-
-    def route_of(scope: Scope) -> str:
-        return paths.get(scope.get("endpoint"), OTHER)
-
-    guard = Middleware(Guard, hosts=hosts, keys=keys, metrics=api.metrics, route_of=route_of)
-    app = Starlette(
-        routes=routes,
-        lifespan=api.lifespan,
-        middleware=[guard],
-        exception_handlers={HTTPException: _raise},
-    )
-    app.router.redirect_slashes = False  # it would lead to whatever Host was sent
+    app = guarded(routes, hosts=hosts, keys=keys, metrics=api.metrics, lifespan=api.lifespan)
     app.state.api = api
     return app
-
-
-def _raise(request: Request, error: Exception) -> Response:
-    raise error  # to the guard, which answers
 
 
 def _seen(request: Request) -> Seen:

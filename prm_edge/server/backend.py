@@ -17,6 +17,7 @@ from prm_edge_runtime.version import __version__
 from .queue import Solution
 
 if TYPE_CHECKING:
+    from prm_edge_runtime.prefixes import PrefixCounters
     from prm_edge_runtime.results import StepScores
     from prm_edge_runtime.scorer import Scorer
     from prm_edge_runtime.session import Session
@@ -52,6 +53,10 @@ class Backend:
     def self_test(self) -> float:
         """See :meth:`.Scorer.self_test`."""
         return self._scorer.self_test()
+
+    def prefix_counters(self) -> PrefixCounters:
+        """What the prefix cache has saved, and holds; may be called in any thread."""
+        return self._scorer.prefix_cache
 
     def check_aggregate(self, by: str | None) -> None:
         """Raise :class:`ConfigError` for an aggregate that the recipe does not define."""

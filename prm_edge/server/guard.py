@@ -12,12 +12,16 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .keys import Keys
@@ -189,6 +193,34 @@ class Guard:
         if seen.text is not None:
             fields["text"] = seen.text
         log(logging.INFO, "request", **fields)
+
+
+def guarded(
+    routes: Sequence[Route],
+    *,
+    hosts: Sequence[str],
+    keys: Keys | None,
+    metrics: Metrics,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
+    """Make an application of routes, every request of which passes the guard."""
+    paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
+
+    def route_of(scope: Scope) -> str:
+        return paths.get(scope.get("endpoint"), OTHER)
+
+    app = Starlette(
+        routes=list(routes),
+        lifespan=lifespan,
+        middleware=[Middleware(Guard, hosts=hosts, keys=keys, metrics=metrics, route_of=route_of)],
+        exception_handlers={HTTPException: _raise},
+    )
+    app.router.redirect_slashes = False  # it would lead to whatever Host was sent
+    return app
+
+
+def _raise(request: Request, error: Exception) -> Response:
+    raise error  # to the guard, which answers
 
 
 def without_port(host: bytes) -> bytes:

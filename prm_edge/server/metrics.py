@@ -5,10 +5,16 @@ Labels take few values, whatever clients send: a path that is no route is ``othe
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from prm_edge_runtime.prefixes import PrefixCounters
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 SECONDS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -16,10 +22,35 @@ METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
 OTHER: Final = "other"
 
 
+# name -> the counter of the runtime, its kind, and what it says
+PREFIX_CACHE: Final[tuple[tuple[str, str, type[Metric], str], ...]] = (
+    ("lookups", "lookups", CounterMetricFamily, "Problems and solutions that were looked up."),
+    ("hits", "hits", CounterMetricFamily, "Of those, the ones of which a beginning was there."),
+    ("saved_tokens", "tokens_saved", CounterMetricFamily, "Tokens that were not run again."),
+    ("bytes", "bytes", GaugeMetricFamily, "What the prefix cache holds."),
+    ("limit_bytes", "limit_bytes", GaugeMetricFamily, "What it may hold; 0 where there is none."),
+)
+
+
+class PrefixCollector(Collector):
+    """The runtime's own counters of its prefix cache, read when they are asked for."""
+
+    def __init__(self, counters: Callable[[], PrefixCounters]) -> None:
+        self._counters: Final = counters
+
+    def collect(self) -> Iterator[Metric]:
+        """One metric for each row of the table."""
+        counters = self._counters()
+        for name, field, kind, text in PREFIX_CACHE:
+            yield kind(f"prm_edge_prefix_cache_{name}", text, value=getattr(counters, field))  # type: ignore[call-arg]
+
+
 class Metrics:
     """The metrics of one server, apart from any other in the process."""
 
-    def __init__(self, about: dict[str, str]) -> None:
+    def __init__(
+        self, about: dict[str, str], prefixes: Callable[[], PrefixCounters] | None = None
+    ) -> None:
         self.registry: Final = CollectorRegistry()
         registry = self.registry
         ProcessCollector(registry=registry)
@@ -84,6 +115,8 @@ class Metrics:
         )
         info = Gauge("prm_edge_info", "What is served.", tuple(about), registry=registry)
         info.labels(**about).set(1)
+        if prefixes is not None:
+            registry.register(PrefixCollector(prefixes))
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""

@@ -10,12 +10,14 @@ import ipaddress
 import math
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from prometheus_client import disable_created_metrics
+from starlette.applications import Starlette
 
 from prm_edge_runtime.errors import ConfigError
 
@@ -104,6 +106,24 @@ def serve(
         PrmEdgeError: when the model does not pass its self-test.
     """
     start_logging(with_text=with_text)
+    make = partial(
+        create_app,
+        Backend(scorer),
+        limits=limits,
+        keys=keys,
+        hosts=hosts,
+        with_text=with_text,
+    )
+    run_app(lambda failed: make(on_failure=failed), listening, limits=limits)
+
+
+def run_app(
+    make: Callable[[Callable[[BaseException], None]], Starlette],
+    listening: socket.socket,
+    *,
+    limits: Limits,
+) -> None:
+    """Run an application until a signal says stop; ``make`` gets what to call when it fails."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     failures: list[BaseException] = []
 
@@ -111,16 +131,8 @@ def serve(
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(
-        Backend(scorer),
-        limits=limits,
-        keys=keys,
-        hosts=hosts,
-        with_text=with_text,
-        on_failure=failed,
-    )
     config = uvicorn.Config(
-        app,
+        make(failed),
         http=connection_class(limits),
         ws="none",
         loop="asyncio",

@@ -389,6 +389,8 @@ def _validate_prefix(
     at = f"variants[{variant.name!r}].prefix"
     if variant.interface != DECODER:
         problems.add(at, f"a {variant.interface} graph has no cache to begin with one")
+    if variant.device != "cpu":
+        problems.add(at, f"is for variants of the CPU, not of {variant.device}")
     if prefix.file not in variant.files:
         problems.add(f"{at}.file", f"{prefix.file!r} is not among the files of the variant")
     if PurePosixPath(prefix.file).parent != PurePosixPath(variant.graph).parent:

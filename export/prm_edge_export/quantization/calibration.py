@@ -70,37 +70,27 @@ class Calibration:
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
     opening: list[NDArray[np.float32]] = field(default_factory=list)  # of each layer (2, G, P, D)
-    logits: list[Any] = field(default_factory=list)  # the reference's, of each judged record (N, C)
 
 
 @torch.inference_mode()
 def calibrate(
     runner: LayerRunner,
-    reference: LayerRunner,
     config: DecoderConfig,
     records: Sequence[Encoded],
-    judged: Sequence[Encoded],
     scratch: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Calibrate on ``records``; pass those to be ``judged`` through the untouched reference.
-
-    ``runner`` may hold the model in another basis and folds as it goes; ``reference`` never does.
+    """Calibrate layer after layer; the model in ``runner`` is folded as it goes.
 
     Raises:
         CheckpointError: when a tensor is missing, has another shape or is not finite.
     """
     result = Calibration()
-    used = runner.batches(records)
-    others = reference.batches(judged)
+    batches = runner.batches(records)
     for index in range(config.layers):
         runner.load(index)
-        _layer(runner, config, index, used, scratch, result)
-        reference.load(index)
-        for batch in others:
-            batch.stream = reference.forward(batch.stream)
+        _layer(runner, config, index, batches, scratch, result)
         progress(index + 1, config.layers)
-    result.logits = reference.logits(others, judged)
     return result
 
 

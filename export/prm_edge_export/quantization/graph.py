@@ -6,7 +6,7 @@ M = B * S, K inputs, N outputs, V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from prm_edge_runtime import contract
 
 from ..checkpoint import Tensors
-from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder
+from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder, Weight
 from ..heads import EMBEDDING, Head
 from ..model_config import DecoderConfig
 from ..weights import WeightFile
@@ -30,7 +30,6 @@ Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
 _ZERO: Final = 128
 _SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
-_ROWS_AT_ONCE: Final = 8192
 
 
 def build_quantized(
@@ -90,25 +89,27 @@ class QuantizedBuilder(DecoderBuilder):
                        |                               * -> (B,S,H)
                        +-> Gather(scales (V,1)) -------+
         """
-        table = super().read(EMBEDDING, self.config.vocab, self.config.hidden)
-        values = np.empty(table.shape, dtype=np.int8)
-        scales = np.empty((len(table), 1), dtype=np.float32)
-        for start in range(0, len(table), _ROWS_AT_ONCE):  # no second table in float32
-            rows = table[start : start + _ROWS_AT_ONCE]
-            scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
-            scales[start : start + _ROWS_AT_ONCE] = scale
-            values[start : start + _ROWS_AT_ONCE] = np.rint(rows / scale)
+        shape = (self.config.vocab, self.config.hidden)
+        scales = np.empty((shape[0], 1), dtype=np.float32)
+
+        def rounded() -> Iterator[NDArray[np.int8]]:
+            start = 0
+            for rows in self.tensors.row_blocks(EMBEDDING, shape):
+                scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
+                scales[start : start + len(rows)] = scale
+                start += len(rows)
+                yield np.rint(rows / scale).astype(np.int8)
+
+        values = self.rows("embedding", shape, np.int8, rounded())
         ids = contract.INPUT_IDS.name
-        picked = self.node(
-            "Gather", [self.constant("embedding", values), ids], ["embedded.int8"], axis=0
-        )
+        picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
         floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
         scale = self.node(
             "Gather", [self.constant("embedding.scales", scales), ids], ["embedded.scale"], axis=0
         )
         return self.node("Mul", [floats, scale], ["embedded"])
 
-    def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
+    def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         kind = self._kinds[name]
         if kind == FP32:
             return super()._linear(name, source, weight, bias)

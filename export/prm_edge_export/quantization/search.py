@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from prm_edge_runtime import scoring
 from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.engine import open_engine
-from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.manifest import DECODER, Prefix, Variant
 from prm_edge_runtime.recipe import Score
 
@@ -31,7 +30,7 @@ from . import choose
 from .calibration import SAMPLED_LAYERS, Calibration, calibrate, sampled_error
 from .graph import build_quantized
 from .kinds import COSTS, INT8
-from .layers import LayerRunner
+from .layers import LayerRunner, StoredReference, run_reference
 from .rotation import RotatedTensors, can_rotate
 from .texts import Solutions
 
@@ -58,25 +57,6 @@ class Drift:
     def of_target(self) -> float:
         """1 where the worse of both figures just meets its target."""
         return max(self.mean_dp / TARGET_MEAN_DP, self.rel_rms / TARGET_REL_RMS)
-
-
-class StoredReference:
-    """Logits that the reference gave while its layers were in memory."""
-
-    def __init__(self, records: Sequence[Encoded], logits: Sequence[NDArray[np.float32]]) -> None:
-        self._logits = {
-            (r.ids.tobytes(), r.reads.tobytes()): found
-            for r, found in zip(records, logits, strict=True)
-        }
-
-    def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits of a record it was made with. (T,), (N,) -> (N, C)"""
-        try:
-            return self._logits[ids.tobytes(), reads.tobytes()]
-        except KeyError:
-            raise ProofError(
-                f"the reference was not run on this record of {len(ids)} tokens; please report this"
-            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +100,19 @@ def build_within_target(
         )
         turned = RotatedTensors(tensors, config, head) if rotated else tensors
         calibration = calibrate(
-            LayerRunner(config, head, turned, opening),
-            LayerRunner(config, head, tensors),
+            LayerRunner(config, head, turned, scratch=scratch, opening=opening),
             config,
             solutions.calibration,
-            [*searched, *verification],
             scratch,
             lambda done, total: say(f"calibration: layer {done} of {total}"),
         )
+        reference = run_reference(
+            LayerRunner(config, head, tensors, scratch=scratch),
+            config.layers,
+            [*searched, *verification],
+            lambda done, total: say(f"reference: layer {done} of {total}"),
+        )
+        wanted = [reference.run(record.ids, record.reads) for record in searched]
         if len(opening):
             np.concatenate(calibration.opening).astype("<f4").tofile(folder / PREFIX_NAME)
         variant = _variant(config, tuple(opening.tolist()))
@@ -136,13 +121,13 @@ def build_within_target(
             build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
             engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
             got = [engine.run(record.ids, record.reads) for record in searched]
-            return _drift(calibration.logits[: len(searched)], got, score)
+            return _drift(wanted, got, score)
 
         plan, drift = _search(calibration, build, say)
     finally:
         shutil.rmtree(scratch)
     return Quantized(
-        reference=StoredReference(verification, calibration.logits[len(searched) :]),
+        reference=reference,
         report={
             "rotated": rotated,
             "opening_tokens": len(opening),
@@ -166,7 +151,12 @@ def _rotation_helps(
     few = records[:: max(1, len(records) // COMPARED)]
     both = {"as trained": tensors, "rotated": RotatedTensors(tensors, config, head)}
     errors = {
-        name: sampled_error(LayerRunner(config, head, given, opening), config, few, scratch)
+        name: sampled_error(
+            LayerRunner(config, head, given, scratch=scratch, opening=opening),
+            config,
+            few,
+            scratch,
+        )
         for name, given in both.items()
     }
     say(
