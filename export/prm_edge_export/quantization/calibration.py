@@ -106,7 +106,7 @@ def sampled_error(
     for index in range(max(sampled) + 1):
         runner.load(index)
         if index in sampled:
-            _layer(runner, config, index, batches, scratch, result)
+            _layer(runner, config, index, batches, scratch, result, kinds=(INT8,))
             continue
         for batch in batches:
             batch.stream = runner.forward(batch.stream)
@@ -120,8 +120,9 @@ def _layer(
     batches: Sequence[Batch],
     scratch: Path,
     result: Calibration,
+    kinds: Sequence[str] = (INT8, INT8X2, BLOCKS),
 ) -> None:
-    """Calibrate the loaded layer, and move the streams on past it."""
+    """Calibrate the loaded layer, and move the streams on past it; measure these kinds' errors."""
     before = [batch.stream for batch in batches]
     inputs = _run_and_catch(runner, batches)
     after = [batch.stream for batch in batches]
@@ -145,14 +146,14 @@ def _layer(
         channels, blocks = weights.quantize(weight, rows.T @ rows if compensated else None)
         _keep(channels, blocks, unit, index, scratch, result)
         restored = channels.restored()
-        kinds = {
+        ways = {
             INT8: (restored, weights.round_tokens),
             INT8X2: (restored, weights.round_tokens_twice),
             BLOCKS: (blocks.restored(weight.shape[1]), weights.round_token_blocks),
         }
         errors = {
-            kind: _error(runner, unit, *how, batches, before, after, judged)
-            for kind, how in kinds.items()
+            kind: _error(runner, unit, *ways[kind], batches, before, after, judged)
+            for kind in kinds
         }
         result.units.append(
             Measured(
@@ -286,7 +287,7 @@ def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
     """Batches from all over the lengths, with about this many tokens together."""
     total = sum(int(batch.valid.sum()) for batch in batches)
     step = max(1, total // tokens)
-    return list(range(0, len(batches), step))
+    return list(range(min(step // 2, len(batches) - 1), len(batches), step))
 
 
 def _error(

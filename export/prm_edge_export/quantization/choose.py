@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .calibration import Measured
-from .kinds import COSTS, FP32, INT8, KINDS, LEAST_INT8, MOST_FP32
+from .kinds import BLOCKS, COSTS, FP32, INT8, KINDS, LEAST_INT8, MOST_FP32
 
 Plan = Mapping[tuple[int, str], str]  # (layer, unit) -> kind
 
@@ -31,15 +31,19 @@ def cost(units: Sequence[Measured], plan: Plan) -> float:
 def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], str]:
     """Begin with the cheapest kinds; pay where a unit of time removes the most error.
 
-    At least ``LEAST_INT8`` of the multiply-adds stay int8 in one pass, and at most ``MOST_FP32``
-    become float32. When ``allowed`` cannot be reached so, the result is as precise
-    as it gets.
+    At least ``LEAST_INT8`` of the multiply-adds stay int8, in one pass as long as ``allowed`` can
+    be reached so, and at most ``MOST_FP32`` become float32. When ``allowed`` cannot be reached at
+    all, the result is as precise as it gets.
     """
     plan = cheapest(units)
     left = total_error(units, plan)
     total = sum(unit.multiply_adds for unit in units)
-    # multiply-adds that may still leave int8, and that may still become float32
-    room = {INT8: (1 - LEAST_INT8) * total, FP32: MOST_FP32 * total}
+    # multiply-adds that may still leave int8 in one pass, int8 altogether, and become float32
+    room = {
+        INT8: (1 - LEAST_INT8) * total,
+        BLOCKS: (1 - LEAST_INT8) * total,
+        FP32: MOST_FP32 * total,
+    }
     while left > allowed:
         best: tuple[float, Measured, str] | None = None
         for unit in units:
@@ -52,6 +56,9 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
                 worth = gain / (unit.multiply_adds * (COSTS[kind] - COSTS[now]))
                 if best is None or worth > best[0]:
                     best = (worth, unit, kind)
+        if best is None and room[INT8] < total:
+            room[INT8] = total  # not to be reached in one pass
+            continue
         if best is None:
             break
         _, unit, kind = best
@@ -67,6 +74,8 @@ def _leaves(unit: Measured, now: str, kind: str) -> dict[str, int]:
     taken = {}
     if now == INT8:
         taken[INT8] = unit.multiply_adds
+    if kind in (BLOCKS, FP32) and now not in (BLOCKS, FP32):
+        taken[BLOCKS] = unit.multiply_adds
     if kind == FP32:
         taken[FP32] = unit.multiply_adds
     return taken

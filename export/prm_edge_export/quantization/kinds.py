@@ -16,7 +16,7 @@ FP32: Final = "fp32"
 # the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
 COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
 # Of the multiply-adds: what keeps int8 worth its name, and its speed
-LEAST_INT8: Final = 0.65  # in one pass
+LEAST_INT8: Final = 0.65  # in one pass if the error allows that, else in one pass or two
 MOST_FP32: Final = 0.05
 KINDS: Final = tuple(COSTS)
 

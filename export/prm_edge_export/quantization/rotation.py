@@ -17,7 +17,7 @@ arXiv:2405.16406). O outputs, H hidden size, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,7 +132,7 @@ class RotatedTensors(Tensors):
         )
 
     def torch(
-        self, name: str, shape: tuple[int, ...], rows: tuple[int, ...] | None = None
+        self, name: str, shape: tuple[int, ...], rows: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Read a rotated tensor; see :meth:`Tensors.torch`."""
         tensor = self._base.torch(name, shape, rows)
