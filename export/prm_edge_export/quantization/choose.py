@@ -5,6 +5,7 @@ In: the measured errors of every kind. Out: one kind per linear. Imports nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from .calibration import Measured
@@ -56,8 +57,8 @@ def choose(units: Sequence[Measured], allowed: float) -> dict[tuple[int, str], s
                 worth = gain / (unit.multiply_adds * (COSTS[kind] - COSTS[now]))
                 if best is None or worth > best[0]:
                     best = (worth, unit, kind)
-        if best is None and room[INT8] < total:
-            room[INT8] = total  # not to be reached in one pass
+        if best is None and room[INT8] < math.inf:
+            room[INT8] = math.inf  # not to be reached in one pass
             continue
         if best is None:
             break
