@@ -6,7 +6,7 @@
     python benchmarks/cpu_peers.py --shape qwen2.5-0.5b --report PKG/cpu-int8/report.json
 
 One run: the same tokens, one thread each, engines in turns, medians of the rounds in CPU time (a
-machine may be shared); only ratios are worth quoting. PKG has the variants cpu-fp32 and cpu-int8 of
+machine may be shared); only ratios are worth quoting. PKG has CPU variants (cpu-fp32, cpu-int8) of
 CKPT, a merged checkpoint; drift is measured on the solutions of ``--records``. With ``--shape``
 weights are random, so there is no drift, and each linear gets a kind so that the shares are those
 of a plan that passed on real weights. ONNX is a folder that stock optimum wrote: ``model.onnx`` and
@@ -416,7 +416,7 @@ def table(engines: Sequence[Engine], lengths: Sequence[int]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--package", type=Path, help="with variants cpu-fp32 and cpu-int8")
+    parser.add_argument("--package", type=Path, help="with CPU variants")
     parser.add_argument("--checkpoint", type=Path, help="that it was made from")
     parser.add_argument("--stock", type=Path, help="folder of stock optimum's files")
     parser.add_argument("--separator", default="\n")
@@ -440,7 +440,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reference = TrlReference(options.checkpoint, options.separator)
             model = reference.model
             package = open_package(options.package)
-            own = [packaged(package, name) for name in ("cpu-fp32", "cpu-int8")]
+            own = [
+                packaged(package, v.name) for v in package.manifest.variants if v.device == "cpu"
+            ]
             records = read_records(options.records, options.limit)
             rows = [reference.encode(record.problem, record.steps) for record in records]
         else:
