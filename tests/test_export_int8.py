@@ -203,7 +203,8 @@ def test_int8_over_budget_writes_nothing(
     with pytest.raises(
         ProofError,
         match=r"(?s)over the int8 budget: mean_abs_dp .* > 1e-06; worst steps:\n  \|dp\|.*"
-        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift.*--precision fp32 is exact",
+        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift.*"
+        r"--precision fp32 is exact",
     ):
         export_int8(checkpoint, tmp_path / "pkg", allow_drift=False)
     assert list(tmp_path.iterdir()) == [tmp_path / "texts"]
@@ -328,12 +329,6 @@ def test_int8_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.* not finite"):
         export_int8(checkpoint, tmp_path / "pkg")
     assert not (tmp_path / "pkg").exists()
-
-
-def test_stored_reference_knows_its_records_only() -> None:
-    reference = search.StoredReference([], [])
-    with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
-        reference.run(np.arange(3), np.array([2]))
 
 
 # --- the opening

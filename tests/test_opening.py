@@ -13,50 +13,40 @@ from test_engine import DECODER, INPUTS, OUTPUTS, FakeSession, ids_of, reads_of
 
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.encoding import RecipeEncoder
-from prm_edge_runtime.engine import DecoderEngine
+from prm_edge_runtime.engine import DecoderEngine, Opening, read_opening
 from prm_edge_runtime.errors import EngineError, PackageFormatError, RecipeError
 from prm_edge_runtime.manifest import FileEntry, Manifest, Prefix
-from prm_edge_runtime.opening import Opening, read_opening
 from prm_edge_runtime.package import open_package
 from prm_edge_runtime.recipe import Slot, Text, Tokens
 
 V1 = Path(__file__).parent / "packages" / "v1"
-KV = np.random.default_rng(4).standard_normal((4, 3, 2, 8)).astype(np.float32)
+KV = np.random.default_rng(4).standard_normal((4, 1, 3, 2, 8)).astype(np.float32)
 OPENING = Opening(ids=ids_of(2), kv=KV)
 
 
-# --- laid into a cache
+# --- the engine
 
 
-class Room:
-    """A cache of so many tokens that remembers what was written."""
+def test_opening_is_not_run() -> None:
+    session = FakeSession(INPUTS, OUTPUTS)
+    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run(ids_of(21), reads_of(4, 20))
+    assert got.tolist() == [[104, 104], [120, 120]]
+    (feeds,) = session.runs
+    assert feeds["input_ids"][0].tolist() == ids_of(21)[2:].tolist()
+    assert feeds["reads"].tolist() == [2, 18]
+    assert feeds["last_token"].tolist() == [20]
+    assert feeds["total_tokens"].tolist() == 21
+    for at, name in enumerate(["past.0.key", "past.0.value", "past.1.key", "past.1.value"]):
+        assert feeds[name].tobytes() == KV[at].tobytes()
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.written: list[tuple[int, Any]] = []
 
-    def write(self, start: int, block: Any) -> None:
-        self.written.append((start, block))
-
-
-@pytest.mark.parametrize(
-    ("past", "count", "left"),
-    [(0, 21, 19), (0, 2, 0), (0, 1, 0), (1, 6, 5), (2, 6, 6), (9, 3, 3)],
-)
-def test_opening_is_laid_in_and_not_run(past: int, count: int, left: int) -> None:
-    cache: Any = Room(32)
-    ids = ids_of(40)[past : past + count]
-    reads = reads_of(count - 1) if left else reads_of()
-    end, rest, shifted = OPENING.lay(cache, past, ids, reads)
-    assert rest.tolist() == ids[count - left :].tolist()
-    assert end + left == past + count
-    assert shifted.tolist() == ([left - 1] if left else [])
-    if past < 2:
-        ((start, block),) = cache.written
-        assert start == past
-        assert block.tobytes() == KV[:, :, past : past + count].tobytes()
-    else:
-        assert not cache.written
+def test_opening_rows_are_run_one_by_one() -> None:
+    # what onnxruntime before 1.32 takes: a cache and several new tokens for one row only
+    session = FakeSession(INPUTS, OUTPUTS)
+    rows = [(ids_of(n), reads_of(n - 1)) for n in (5, 9)]
+    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run_rows(rows)
+    assert [logits.tolist() for logits in got] == [[[104, 104]], [[108, 108]]]
+    assert [run["input_ids"].shape for run in session.runs] == [(1, 3), (1, 7)]
 
 
 @pytest.mark.parametrize(
@@ -65,16 +55,9 @@ def test_opening_is_laid_in_and_not_run(past: int, count: int, left: int) -> Non
     ids=["other", "read", "short"],
 )
 def test_opening_that_a_record_does_not_have(ids: Any, reads: Any) -> None:
-    cache: Any = Room(32)
+    engine = DecoderEngine(FakeSession(INPUTS, OUTPUTS), DECODER, 2, opening=OPENING)
     with pytest.raises(EngineError, match=r"a record begins with the tokens \[10.*begin with \[10"):
-        OPENING.lay(cache, 0, ids, reads)
-    assert not cache.written
-
-
-def test_opening_needs_room_in_the_cache() -> None:
-    cache: Any = Room(1)
-    with pytest.raises(EngineError, match="2 tokens do not fit into a cache of 1"):
-        OPENING.lay(cache, 0, ids_of(5), reads_of(4))
+        engine.run(ids, reads)
 
 
 # --- the whole way, on the frozen package
@@ -89,7 +72,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scorer, Scorer]:
     engine = plain._open_decoder()
     cache = engine.new_cache(16)
     engine.extend(cache, 0, np.array([*bos.ids, 5], dtype=np.int64), reads_of())
-    opening = Opening(ids=np.array(bos.ids), kv=cache.read(0, len(bos.ids)))
+    count = len(bos.ids)
+    opening = Opening(ids=np.array(bos.ids), kv=cache.kv[:, :, :, :count].copy())
     other = DecoderEngine(engine._session, variant, 2, opening=opening)
     return plain, Scorer(plain.package, variant, other, "argument")
 
@@ -112,6 +96,20 @@ def test_opening_is_exact_however_it_is_cut(begun: tuple[Scorer, Scorer]) -> Non
     records = [("Solve 2x + 3 = 11.", steps[:count]) for count in range(1, 13)]
     for record, result in zip(records, scorer.score_many(records), strict=True):
         assert result.scores == whole.scores[: len(record[1])]
+
+
+def test_opening_needs_room_in_the_cache(begun: tuple[Scorer, Scorer]) -> None:
+    engine = begun[1]._open_decoder()
+    count = len(engine._opening.ids)
+    with pytest.raises(
+        EngineError, match=rf"{count} tokens do not fit into a cache of {count - 1}"
+    ):
+        engine.extend(
+            engine.new_cache(count - 1),
+            0,
+            engine._opening.ids,
+            reads_of(),
+        )
 
 
 # --- the file
@@ -151,13 +149,16 @@ def test_opening_file_that_is_wrong(content: bytes | None, message: str, tmp_pat
 # --- the manifest
 
 
-def manifest_of(size: int = 64, interface: str = "decoder", **changes: Any) -> dict[str, Any]:
+def manifest_of(
+    size: int = 64, interface: str = "decoder", device: str = "cpu", **changes: Any
+) -> dict[str, Any]:
     """One token of the tiny variant: 2 * 1 layers, 1 head, 4 numbers of 4 bytes."""
     files = ("cpu-fp32/model.onnx", "cpu-fp32/model.onnx.data", "cpu-fp32/prefix.f32")
+    prefix = {"file": files[2], "ids": (7, 8), **changes}
     shape = dict.fromkeys(("layers", "kv_heads", "head_dim"), 0) if interface != "decoder" else {}
-    device = changes.pop("device", "cpu")
-    prefix = Prefix(**{"file": files[2], "ids": (7, 8), **changes})
-    variant = tiny_variant(files=files, prefix=prefix, interface=interface, device=device, **shape)
+    variant = tiny_variant(
+        files=files, prefix=Prefix(**prefix), interface=interface, device=device, **shape
+    )
     entries = {
         name: FileEntry(size=size, sha256="0" * 64)
         for name in (*files, "tokenizer.json", "selftest.json")

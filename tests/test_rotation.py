@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("torch", reason="needs the export extra")
 
 import checkpoints
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,12 +66,14 @@ def test_rotated_model_is_the_same_model(
         head = find_head(checkpoint.tensors)
         assert head is not None
         assert can_rotate(config, head)
-        record = Encoded(ids=np.arange(3, 60), reads=np.array([5, 31, 56]))
+        ids = torch.arange(3, 60).numpy()
+        reads = torch.tensor([5, 31, 56]).numpy()
         rotated = RotatedTensors(checkpoint.tensors, config, head)
+        record = Encoded(ids=ids, reads=reads, prompt_tokens=0)
         wanted, got = (
             run_reference(
                 LayerRunner(config, head, tensors, scratch=tmp_path), config.layers, [record]
-            ).run(record.ids, record.reads)
+            ).run(ids, reads)
             for tensors in (checkpoint.tensors, rotated)
         )
         assert abs(wanted).max() > 0.05

@@ -86,7 +86,8 @@ class LayerRunner:
     """The reference, one layer at a time. ``scratch``: a folder on a disk with room.
 
     ``opening`` (P,): tokens that every record begins with; streams are of those after them, and
-    find their keys and values in a cache.
+    find their keys and values in a cache. ``beside``: a runner that never needs its layer at the
+    same time, so that one layer is in memory and not two.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class LayerRunner:
         config: DecoderConfig,
         head: Head,
         tensors: Tensors,
+        opening: NDArray[np.int64] | None = None,
         *,
         scratch: Path,
-        opening: NDArray[np.int64] | None = None,
+        beside: LayerRunner | None = None,
     ) -> None:
         self._opening = np.zeros(0, dtype=np.int64) if opening is None else opening
         self._first: torch.Tensor | None = None  # the opening's stream (1, P, H), before the layer
@@ -106,20 +108,17 @@ class LayerRunner:
         self._head = head
         self._tensors = tensors
         self._scratch = scratch
-        # a model of one layer, for layers with a sliding window and for those without
-        self._models: dict[bool, Any] = {}
-        self._model = self._of_kind(0)
-        self._norm = self._model.norm
-        self._model.norm = torch.nn.Identity()  # the stream goes on as it is
+        # a model of one layer, for layers with a sliding window and for those without; its norm
+        self._models: dict[bool, tuple[Any, Any]] = {} if beside is None else beside._models
+        self._model, self._norm = self._of_kind(0)
 
-    def _of_kind(self, index: int) -> Any:
+    def _of_kind(self, index: int) -> tuple[Any, Any]:
         full = index in self._config.full_layers
         if full not in self._models:
             single = replace(self._config, full_layers=(0,) if full else ())
             model = load_layer_model(single, self._head)
-            if self._models:
-                model.norm = torch.nn.Identity()
-            self._models[full] = model
+            self._models[full] = model, model.norm
+            model.norm = torch.nn.Identity()  # the stream goes on as it is
         return self._models[full]
 
     @property
@@ -133,7 +132,7 @@ class LayerRunner:
         Raises:
             CheckpointError: when a tensor is missing, has another shape or is not finite.
         """
-        self._model = self._of_kind(index)
+        self._model, _ = self._of_kind(index)
         with torch.no_grad():
             for name, parameter in self.layer.named_parameters():
                 stored = self._tensors.torch(layer_prefix(index) + name, tuple(parameter.shape))
