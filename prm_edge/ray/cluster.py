@@ -21,7 +21,10 @@ USAGE: Final = "RAY_USAGE_STATS_ENABLED"
 START_S: Final = 600.0  # until some node has started a worker; an autoscaler may add one meanwhile
 OWN_START_S: Final = 60.0  # a cluster of this machine alone gets no more nodes
 PATIENCE_S: Final = 10.0  # after which it is said what is waited for
-TASK_RETRIES: Final = 3  # of a part whose worker died; more would hide what kills them
+TASK_RETRIES: Final = 3  # of what runs before the workers
+# Of one worker. A call to a worker that restarts, or that cannot be reached for a while, may be
+# made again without end; what kills its worker each time is a fault, and ends the job.
+RESTARTS: Final = 8
 LOGGERS: Final = ("ray", "ray.data")
 
 
@@ -182,9 +185,9 @@ def translated(ray: Any, error: BaseException) -> PrmEdgeError:
     )
     if any(isinstance(found, deaths) for found in chain):
         return ClusterError(
-            f"workers died {TASK_RETRIES + 1} times on the same records, most often because the "
-            "node ran out of memory; give each more with --memory-per-worker, or fewer to a node "
-            f"with --threads ({in_short(chain[-1])})"
+            f"a worker died more than {RESTARTS} times, most often because its node ran out of "
+            "memory: give each more with --memory-per-worker, or fewer to a node with --threads "
+            f"({in_short(chain[0])})"
         )
     return ClusterError(f"the Ray job failed: {in_short(chain[-1])}")
 

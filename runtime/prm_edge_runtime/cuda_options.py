@@ -17,10 +17,10 @@ VARIABLE: Final = "PRM_EDGE_CUDA"
 ARENAS: Final = {"exact": "kSameAsRequested", "doubling": "kNextPowerOfTwo"}
 MAX_GPU: Final = 255
 MAX_MB: Final = 1 << 20
-# Set always. Products of the float32 head are not cut to TF32; before onnxruntime 1.31 the norm of
+# Set always. Products of the float32 head are not cut to TF32; before onnxruntime 1.27 the norm of
 # a half precision stream sums its squares in half precision, and overflows, unless it is strict.
 ALWAYS: Final = {"use_tf32": "0"}
-STRICT_BEFORE: Final = (1, 31)  # seen in the symbols of 1.31.1's library: float epsilon and sums
+STRICT_BEFORE: Final = (1, 27)  # seen in the symbols of the libraries of 1.26, 1.27 and 1.31.1
 STRICT: Final = {"enable_skip_layer_norm_strict_mode": "1"}
 
 

@@ -221,6 +221,11 @@ GRAPHS: Final[dict[str, str]] = {
 }
 
 
+def graph_bytes(text: str) -> bytes:
+    """One of :data:`GRAPHS` as onnxruntime takes it."""
+    return zlib.decompress(base64.b85decode(text))
+
+
 class Copier:
     """Cuts, joins and clears device memory with graphs of the device's own provider."""
 
@@ -235,8 +240,7 @@ class Copier:
         self.place: Final = place
         self._parts, self._heads, self._words = len(layout.past), layout.heads, words
         self._sessions = {
-            name: open_copier(zlib.decompress(base64.b85decode(text)), place)
-            for name, text in GRAPHS.items()
+            name: open_copier(graph_bytes(text), place) for name, text in GRAPHS.items()
         }
         self.empty: Final = self._new(1)
 
