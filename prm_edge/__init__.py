@@ -1,6 +1,7 @@
 """Score the steps of worked solutions with a process reward model, without torch."""
 
 from prm_edge_runtime import (
+    CudaOptions,
     PrmEdgeError,
     Ranking,
     Recipe,
@@ -12,6 +13,7 @@ from prm_edge_runtime import (
 )
 
 __all__ = [
+    "CudaOptions",
     "PrmEdgeError",
     "Ranking",
     "Recipe",

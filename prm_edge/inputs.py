@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, cast
 
@@ -40,6 +40,10 @@ OTHER_COLUMNS: Final = (
     "id", "idx", "labels", "step_labels", "final_answer_correct", "final_answers_correct",
     "source", "task", "error_steps", "classification", "scores", "prm_scores", "threshold",
 )  # fmt: skip
+
+KNOWN_COLUMNS: Final = frozenset(
+    {*OTHER_COLUMNS, *(key for schema in SCHEMAS for key in schema.keys)}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +227,6 @@ def _parquet_lines(stream: BinaryIO) -> Iterator[Line]:
         raise ConfigError(
             "the input is Parquet, which needs the extra parquet: pip install 'prm-edge[parquet]'"
         ) from None
-    known = {*OTHER_COLUMNS, *(key for schema in SCHEMAS for key in schema.keys)}
     number = 0
     try:
         file = ParquetFile(stream)
@@ -234,14 +237,21 @@ def _parquet_lines(stream: BinaryIO) -> Iterator[Line]:
                     f"row group {index} of the Parquet input has {n_bytes} bytes; at most "
                     f"{MAX_ROW_GROUP_BYTES} are read at once: write it with smaller row groups"
                 )
-        columns = [name for name in file.schema_arrow.names if name in known]
+        columns = [name for name in file.schema_arrow.names if name in KNOWN_COLUMNS]
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                present = {key: value for key, value in row.items() if value is not None}
-                data = json.dumps(present, default=str).encode("ascii")
-                yield Line(number=number, data=data, n_bytes=len(data))
+                yield row_line(number, row)
     except (ArrowException, OSError) as error:
         raise InputError(
             f"the Parquet input is damaged, {number} rows into it: {str(error)[:200]}"
         ) from None
+
+
+def row_line(number: int, row: Mapping[str, Any]) -> Line:
+    """The line that a row of a table is, of the columns that a schema knows."""
+    present = {
+        key: value for key, value in row.items() if value is not None and key in KNOWN_COLUMNS
+    }
+    data = json.dumps(present, default=str).encode("ascii")
+    return Line(number=number, data=data, n_bytes=len(data))

@@ -8,7 +8,6 @@ runtime.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from prm_edge_runtime.errors import ConfigError, EngineError, InputError, Recipe
 from prm_edge_runtime.lengths import NULL, check_policy
 
 from .ahead import Ahead
-from .records import Line, decode_line, read_record
+from .batches import Parsed, parse_line, parsed_batches
+from .records import Line
 from .solutions import Candidates, Id, Record, Response, Solution, read_id
 from .writers import NATIVE, Scored, form_named, with_text
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
 
 DECIMALS: Final = 6
-MAX_IDS: Final = 1_000_000  # ids remembered while looking for duplicates, 16 bytes each
-BATCH_RECORDS: Final = 32  # scored together where lines need not be answered one by one
-BATCH_BYTES: Final = 1 << 20
 BATCHES_AHEAD: Final = 4  # read and decoded while one is scored
 # what one record can do wrong; anything else is wrong with the package or the machine, and stops
 RECORD_ERRORS: Final = (InputError, EngineError, RecipeError)
@@ -128,16 +125,6 @@ class Job:
         return replace(result, threshold=self.threshold)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """A line that was read: the record in it, or what is wrong with it."""
-
-    line: Line = field(repr=False)
-    data: dict[str, Any]
-    record: Record | None = None
-    error: InputError | None = None
-
-
 def score_records(
     scorer: Scorer,
     lines: Iterable[Line],
@@ -150,6 +137,7 @@ def score_records(
     on_too_long: str = NULL,
     skip: int = 0,
     ahead: bool = False,
+    batch_tokens: int | None = None,
 ) -> Iterator[OutputLine]:
     """Score every line that :func:`.records.read_lines` yields.
 
@@ -158,6 +146,7 @@ def score_records(
         skip: so many records at the beginning have been scored by an earlier run.
         ahead: read ahead in a thread, and score a batch at a time, which is faster; not where
             someone waits for the answer to a line before giving the next.
+        batch_tokens: of a batch, about, where it reads ahead; see :func:`.parsed_batches`.
 
     Raises:
         ConfigError: at once, when the recipe defines no aggregate ``by``, or the threshold is
@@ -173,7 +162,7 @@ def score_records(
         on_too_long=on_too_long,
     )
     if ahead:
-        return _score_batches(job, lines, skip)
+        return _score_batches(job, lines, skip, batch_tokens)
     return (score_parsed(job, parse_line(line)) for line in islice(lines, skip, None))
 
 
@@ -221,49 +210,15 @@ def make_job(
     return job
 
 
-def _score_batches(job: Job, lines: Iterable[Line], skip: int) -> Iterator[OutputLine]:
+def _score_batches(
+    job: Job, lines: Iterable[Line], skip: int, batch_tokens: int | None
+) -> Iterator[OutputLine]:
     """Score a batch of lines at a time; the same output as one by one."""
-    batches = _parsed_batches(lines, skip)
+    batches = parsed_batches(lines, skip=skip, batch_tokens=batch_tokens)
     with closing(Ahead(batches, lambda b: b[1], max_items=BATCHES_AHEAD)) as ready:
         for batch, _, done in ready:
             job.score_ahead(item.record for item in batch if item.record is not None)
             yield from (score_parsed(job, item) for item in batch[done:])
-
-
-def _parsed_batches(lines: Iterable[Line], skip: int) -> Iterator[tuple[list[Parsed], int, int]]:
-    """Batches with their bytes, and how many at their beginning an earlier run has written.
-
-    Where a batch begins depends on the input alone, never on where a run goes on.
-    """
-    for batch, n_bytes in _batches(lines):
-        if len(batch) <= skip:
-            skip -= len(batch)
-            continue
-        yield [parse_line(line) for line in batch], n_bytes, skip
-        skip = 0
-
-
-def _batches(lines: Iterable[Line]) -> Iterator[tuple[list[Line], int]]:
-    batch: list[Line] = []
-    n_bytes = 0
-    for line in lines:
-        batch.append(line)
-        n_bytes += line.n_bytes
-        if len(batch) >= BATCH_RECORDS or n_bytes >= BATCH_BYTES:
-            yield batch, n_bytes
-            batch, n_bytes = [], 0
-    if batch:
-        yield batch, n_bytes
-
-
-def parse_line(line: Line) -> Parsed:
-    """Read one line; what is wrong with it comes back as ``error``."""
-    data: dict[str, Any] = {}
-    try:
-        data = decode_line(line)
-        return Parsed(line=line, data=data, record=read_record(data))
-    except InputError as error:
-        return Parsed(line=line, data=data, error=error)
 
 
 def score_line(job: Job, line: Line) -> OutputLine:
@@ -378,30 +333,3 @@ def describe(result: StepScores) -> dict[str, Any]:
 def rounded(score: float | None) -> float | None:
     """A score as it is written: six decimals, and never a negative zero."""
     return None if score is None else round(score, DECIMALS) + 0.0
-
-
-class DuplicateIds:
-    """Counts records whose id was seen before, in bounded memory.
-
-    Remembers the hashes of the first ``limit`` ids; later ones are still compared with those.
-    """
-
-    def __init__(self, limit: int = MAX_IDS) -> None:
-        self.count = 0
-        self.first: Id = None
-        self._limit = limit
-        self._seen: set[bytes] = set()
-
-    def add(self, identity: Id) -> None:
-        """Note the id of one record; None is no id."""
-        if identity is None:
-            return
-        # as JSON, so that 1, "1" and true differ
-        text = json.dumps(identity).encode("ascii")
-        digest = hashlib.blake2b(text, digest_size=16).digest()
-        if digest in self._seen:
-            if not self.count:
-                self.first = identity
-            self.count += 1
-        elif len(self._seen) < self._limit:
-            self._seen.add(digest)

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -160,12 +160,7 @@ class Journal:
         return data
 
     def _compare(self, earlier: dict[str, Any]) -> None:
-        before, now = earlier["job"], self._description
-        changed = [
-            f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
+        changed = changes(earlier["job"], self._description)
         if changed:
             raise ConfigError(
                 f"the job at {self._shown!r} is another one: {'; '.join(changed)}; "
@@ -201,19 +196,14 @@ class Journal:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._busy() from None
+            raise busy(self._shown) from None
         # its owner may have finished in between: this would be OUT now
         try:
             ours = os.path.samestat(os.fstat(self._handle), self.partial.stat())
         except OSError:
             ours = False
         if not ours:
-            raise self._busy()
-
-    def _busy(self) -> ConfigError:
-        return ConfigError(
-            f"another process is writing {self._shown!r} now; wait for it, or name another file"
-        )
+            raise busy(self._shown)
 
     def _recover(self) -> None:
         """Count the whole lines and cut off what is behind the last of them."""
@@ -313,6 +303,38 @@ class Journal:
     def _close(self) -> None:
         os.close(self._handle)
         self._handle = -1
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of jobs differ in, in words."""
+    return [
+        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+@contextlib.contextmanager
+def locked(path: Path, shown: str) -> Iterator[None]:
+    """Hold a file that no other process holds; ``shown`` names what it stands for.
+
+    Raises:
+        ConfigError: another process does.
+    """
+    with path.open("ab") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy(shown) from None
+        yield
+
+
+def busy(shown: str) -> ConfigError:
+    """Another process is writing there."""
+    return ConfigError(
+        f"another process is writing {shown!r} now; wait for it, or name another file"
+    )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

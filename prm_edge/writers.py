@@ -149,10 +149,10 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     if "id" in row:
         row["id"] = row["id"] if isinstance(row["id"], str) else json.dumps(row["id"])
     if "error" in row:
-        row["error"] = {**row["error"], "message": _encodable(row["error"]["message"])}
+        row["error"] = {**row["error"], "message": encodable(row["error"]["message"])}
     for key in ("id", "source"):
         if key in row:
-            row[key] = _encodable(row[key])
+            row[key] = encodable(row[key])
     # labels are copied as they came: a column takes those of its type
     if type(row.get("label")) is not int or abs(row["label"]) >= 2**63:
         row.pop("label", None)
@@ -164,7 +164,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _encodable(value: object) -> str:
+def encodable(value: object) -> str:
+    """Text that a column can hold: of half a surrogate pair, its escape."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

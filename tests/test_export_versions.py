@@ -71,11 +71,12 @@ def test_reference_that_misread_the_config_is_refused(tmp_path: Path) -> None:
         config = read_config(checkpoint.config)
         head = find_head(checkpoint.tensors)
         assert head is not None
-        loaded = reference.load_reference(config, head, checkpoint.tensors)
-        loaded.backbone.rotary_emb.inv_freq.mul_(1.001)
-        loaded.backbone.layers[1].input_layernorm.variance_epsilon = 1e-4
+        backbone = reference.load_classifier(config, head, checkpoint.tensors).model
+        reference.check_same(backbone, config)
+        backbone.rotary_emb.inv_freq.mul_(1.001)
+        backbone.layers[1].input_layernorm.variance_epsilon = 1e-4
         with pytest.raises(ProofError, match=r"rms_norm_eps: .*rotary frequencies: "):
-            reference.check_same(loaded.backbone, config)
+            reference.check_same(backbone, config)
 
 
 def test_config_keys_are_all_known() -> None:

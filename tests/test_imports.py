@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PUBLIC = [
+    "CudaOptions",
     "PrmEdgeError",
     "Ranking",
     "Recipe",
@@ -23,7 +24,7 @@ PUBLIC = [
 ]
 HEAVY = [
     *["onnx", "onnxruntime", "optimum", "safetensors", "torch", "transformers"],
-    *["prometheus_client", "starlette", "uvicorn"],
+    *["prometheus_client", "pyarrow", "ray", "starlette", "uvicorn"],
 ]
 
 
@@ -64,6 +65,11 @@ def test_imports_command_line_loads_nothing_heavy(tmp_path: Path) -> None:
     loaded = _loaded_by("import prm_edge.cli", tmp_path)
     assert loaded & set(HEAVY) == set()
     assert "click" in loaded
+
+
+def test_imports_what_scores_on_a_cluster_loads_nothing_of_it(tmp_path: Path) -> None:
+    loaded = _loaded_by("import prm_edge.ray.run", tmp_path)
+    assert loaded & {*HEAVY, "click"} == set()
 
 
 def test_imports_exporter_from_anywhere(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from session_scorers import Counter, make
 
-from prm_edge import jobs
-from prm_edge.jobs import DuplicateIds, OutputLine, rounded, score_records
+from prm_edge import batches, jobs
+from prm_edge.duplicates import DuplicateIds
+from prm_edge.jobs import OutputLine, rounded, score_records
 from prm_edge.records import read_lines
 from prm_edge_runtime.errors import ConfigError, PackageIntegrityError
 from prm_edge_runtime.results import StepScores
@@ -90,7 +91,7 @@ def test_score_records_scores_a_batch_together(
         counter = Counter(scorer)
         alone = run(*rows, scorer=scorer)
         tokens, runs = counter.tokens, counter.runs
-        monkeypatch.setattr(jobs, "BATCH_RECORDS", 4)
+        monkeypatch.setattr(batches, "BATCH_RECORDS", 4)
         together = run(*rows, scorer=scorer, ahead=True)
     assert [line.to_json() for line in together] == [line.to_json() for line in alone]
     assert counter.tokens - tokens <= tokens  # nothing is run again one by one
@@ -115,7 +116,7 @@ def test_score_records_reads_no_more_than_a_batch() -> None:
 
     assert next(score_records(fake_scorer(), endless(), ahead=True)).error is None
     # one batch is scored, some wait, one is in the hand of the thread that reads
-    assert jobs.BATCH_RECORDS <= pulled <= jobs.BATCH_RECORDS * (jobs.BATCHES_AHEAD + 3)
+    assert batches.BATCH_RECORDS <= pulled <= batches.BATCH_RECORDS * (jobs.BATCHES_AHEAD + 3)
 
 
 def test_score_records_scores_no_steps_as_unknown() -> None:

@@ -38,6 +38,7 @@ THIRD_PARTY = {
         "compression",
         "its_hub",
         "pyarrow",
+        "ray",
         "rich",
         "scipy",
         "sklearn",
@@ -173,6 +174,22 @@ def test_layers_command_line_has_one_package_for_click() -> None:
         and FOLDERS["prm_edge"] / "cli" not in found.file.parents
     ]
     assert wrong == []
+
+
+def test_layers_cluster_has_one_package_for_ray_and_one_module_that_needs_it() -> None:
+    folder = FOLDERS["prm_edge"] / "ray"
+    found = [found for found in imports_of("prm_edge") if found.module == "ray"]
+    assert [str(one) for one in found if folder not in one.file.parents] == []
+    assert {one.file.name for one in found if not one.lazy} == {"pipeline.py"}
+    # which is imported inside functions alone
+    for file in _sources("prm_edge"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        at_once = [
+            ast.unparse(node)
+            for node, lazy in _walk(tree, False)
+            if isinstance(node, ast.ImportFrom) and not lazy
+        ]
+        assert not any("pipeline" in text for text in at_once), file
 
 
 def test_layers_server_has_one_package_for_what_serves() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prm_edge_runtime import cuda, ort
+from prm_edge_runtime.cuda_options import CudaOptions
 from prm_edge_runtime.errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
 
 
@@ -174,6 +175,7 @@ class FakeRuntime(types.ModuleType):
     def __init__(self, *, cuda: bool = False, lands_on: str | None = None) -> None:
         super().__init__("onnxruntime")
         self.said: list[Any] = []
+        self.provider_options: list[dict[str, str]] | None = None
         self.providers = [*(["CUDAExecutionProvider"] if cuda else []), "CPUExecutionProvider"]
         runtime = self
 
@@ -186,9 +188,15 @@ class FakeRuntime(types.ModuleType):
 
         class InferenceSession:
             def __init__(
-                self, path: str, options: Any, providers: list[str], enable_fallback: int
+                self,
+                path: str,
+                options: Any,
+                providers: list[str],
+                enable_fallback: int,
+                provider_options: list[dict[str, str]] | None = None,
             ) -> None:
                 assert enable_fallback == 0
+                runtime.provider_options = provider_options
                 runtime.said.append((path, vars(options), providers))
                 self.on = [lands_on] if lands_on else providers
 
@@ -237,6 +245,18 @@ def test_open_session_cuda_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert options["config"]["session.disable_cpu_ep_fallback"] == "1"
     assert providers == ["CUDAExecutionProvider"]
     assert fake.said[-2] == "preloaded"
+    ort.open_session(
+        Path("g.onnx"), device="cuda", threads=0, options=CudaOptions(gpu=1, memory_limit_mb=6000)
+    )
+    (given,) = fake.provider_options or []
+    assert (given["device_id"], given["gpu_mem_limit"]) == ("1", "6000000000")
+    assert given["use_tf32"] == "0"
+
+
+def test_place_numbers_gpus_alone() -> None:
+    options = CudaOptions(gpu=2)
+    assert ort.Place(device="cuda", options=options).number == 2
+    assert ort.Place(device="cpu", options=options).number == 0
 
 
 def test_open_session_cuda_names_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

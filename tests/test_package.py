@@ -490,8 +490,22 @@ def test_choose_variant_takes_the_one_named() -> None:
 
 
 def test_choose_variant_says_what_there_is() -> None:
-    with pytest.raises(VariantError, match=r"no variant for cuda, only cpu-int8, .*device='cpu'"):
+    with pytest.raises(
+        VariantError, match=r"no variant for cuda, only cpu-int8: .*device='cpu'.* --target"
+    ):
         choose_variant(tiny_manifest(("cpu-int8",)), device="cuda", name=None)
+
+
+def test_choose_variant_checks_fp16_on_the_cpu_when_both_are_named() -> None:
+    manifest = tiny_manifest(("cuda-fp16", "cuda-bf16"))
+    chosen = choose_variant(manifest, device="cpu", name="cuda-fp16")
+    assert (chosen.name, chosen.device) == ("cuda-fp16", "cpu")
+    with pytest.raises(VariantError, match="'cuda-bf16' runs on cuda, and the device is cpu"):
+        choose_variant(manifest, device="cpu", name="cuda-bf16")
+    with pytest.raises(
+        VariantError, match=r"no variant for cpu, only cuda-fp16, cuda-bf16: .*--add"
+    ):
+        choose_variant(manifest, device="cpu", name=None)
 
 
 def test_choose_variant_refuses_one_for_another_device() -> None:

@@ -114,6 +114,7 @@ class Stream:
     """Endless training batches of about `tokens` tokens; `share` of the run moves the mixture."""
 
     share: float = 1.0
+    small_first: bool = True
 
     def __init__(
         self, tokenizer: Tokenizer, real: RealMixture, seed: int, tokens: int, limit: int
@@ -129,7 +130,7 @@ class Stream:
         if roll < 0.20:
             return self.real.draw_gsm(self.rng)
         # Small numbers first: digits are learnt in a fraction of the time.
-        level = min(1.0, 0.1 + 4 * self.share)
+        level = min(1.0, 0.1 + 4 * self.share) if self.small_first else 1.0
         return draw(Context(self.rng, level=level), share=self.share)
 
     def __iter__(self) -> Iterator[Batch]:

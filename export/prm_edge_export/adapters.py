@@ -15,6 +15,7 @@ its merge_and_unload. What is not implemented is refused by name.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -168,7 +169,7 @@ class AdaptedTensors(Tensors):
         return frozenset({*self._replaced, *self._deltas})
 
     def _product(
-        self, delta: Delta, shape: tuple[int, ...], rows: tuple[int, ...] | None
+        self, delta: Delta, shape: tuple[int, ...], rows: Sequence[int] | None
     ) -> torch.Tensor:
         outputs, inputs = shape
         picked = slice(None) if rows is None else list(rows)
@@ -180,7 +181,7 @@ class AdaptedTensors(Tensors):
         return self._adapter.torch(delta.b, (outputs, delta.rank))[picked] @ a
 
     def torch(
-        self, name: str, shape: tuple[int, ...], rows: tuple[int, ...] | None = None
+        self, name: str, shape: tuple[int, ...], rows: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Read a merged tensor; see :meth:`Tensors.torch`."""
         if name in self._replaced:

@@ -6,8 +6,8 @@ In: a folder in Hugging Face form. Out: its ``config.json`` and lazily read tens
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ REWARD_FILE: Final = "reward_head.pt"  # the head of ReasonFlux-PRM-1.5B, apart 
 REWARD_NAME: Final = "reward_head"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
+ROWS_AT_ONCE: Final = 8192  # of an embedding
 EMBEDDING_ENDING: Final = "model.embed_tokens.weight"
 FLOATS: Final = {"F64", "F32", "F16", "BF16"}
 
@@ -130,7 +131,10 @@ class TensorInfo:
 
 
 class Tensors:
-    """The weights of a checkpoint, read one tensor at a time; remembers which were used."""
+    """The weights of a checkpoint, read one tensor at a time; remembers which were used.
+
+    A file is mapped for as long as one tensor of it is read, so that what was read leaves memory.
+    """
 
     def __init__(
         self, root: Path, files: Mapping[str, set[str] | None], *, plain: bool = True
@@ -140,32 +144,23 @@ class Tensors:
         ``plain``: drop what a wrapper put before the names.
         """
         self.root = root
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._closed = False
         self.info: dict[str, TensorInfo] = {}
         self.used: set[str] = set()
-        try:
-            for name, expected in files.items():
-                self._open(root, name, expected)
-            if (root / REWARD_FILE).is_file():
-                self._open(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
-            refuse_quantized_tensors(
-                root, ((info.file, name, info.dtype) for name, info in self.info.items())
-            )
-            if plain:
-                self.info = _plain_names(self.info)
-        except BaseException:
-            self.close()
-            raise
+        for name, expected in files.items():
+            self._list(root, name, expected)
+        if (root / REWARD_FILE).is_file():
+            self._list(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
+        refuse_quantized_tensors(
+            root, ((info.file, name, info.dtype) for name, info in self.info.items())
+        )
+        if plain:
+            self.info = _plain_names(self.info)
 
-    def _open(self, root: Path, name: str, expected: set[str] | None, prefix: str = "") -> None:
+    def _list(self, root: Path, name: str, expected: set[str] | None, prefix: str = "") -> None:
         try:
-            opened = (
-                open_pickle(root / name)
-                if name.endswith((".bin", ".pt"))
-                else safe_open(root / name, framework="pt")
-            )
-            handle: Any = self._stack.enter_context(opened)
+            with _opened(root / name) as handle:
+                self._note(handle, root, name, expected, prefix)
         except FileNotFoundError:
             held = f" (tensor {min(expected)!r} and others)" if expected else ""
             raise CheckpointError(
@@ -176,7 +171,10 @@ class Tensors:
                 f"{root / name} cannot be read as safetensors "
                 f"({explain(root / name) or error}); download it again"
             ) from error
-        self._files[name] = handle
+
+    def _note(
+        self, handle: Any, root: Path, name: str, expected: set[str] | None, prefix: str
+    ) -> None:
         keys = set(handle.keys())
         if expected is not None and expected - keys:
             missing = ", ".join(sorted(expected - keys)[:3])
@@ -233,7 +231,7 @@ class Tensors:
         return self.torch(name, (whole[0], width), rows)
 
     def torch(
-        self, name: str, shape: tuple[int, ...], rows: tuple[int, ...] | None = None
+        self, name: str, shape: tuple[int, ...], rows: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Read a tensor of this shape, or only some rows of it, as float32.
 
@@ -252,14 +250,11 @@ class Tensors:
                 f"{self.where(name)} has shape {list(info.shape)}, config.json implies "
                 f"{list(shape)}"
             )
+        if self._closed:
+            raise CheckpointError(f"{self.root}: the checkpoint was closed; open it again")
         try:
-            file, stored = self._files[info.file], info.stored
-            if rows is None:
-                found = file.get_tensor(stored)
-            else:
-                view = file.get_slice(stored)
-                found = torch.cat([view[row : row + 1] for row in rows])
-            tensor: torch.Tensor = found.to(torch.float32)
+            with _opened(self.root / info.file) as file:
+                tensor = _read(file, info.stored, rows).to(torch.float32)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.where(name)} cannot be read: {error}") from error
         if not bool(torch.isfinite(tensor).all()):
@@ -274,10 +269,32 @@ class Tensors:
         array: NDArray[np.float32] = self.torch(name, shape).numpy()
         return array
 
+    def row_blocks(self, name: str, shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+        """Read a matrix some rows at a time; see :meth:`torch`. -> (rows, columns) each"""
+        for start in range(0, shape[0], ROWS_AT_ONCE):
+            yield self.torch(name, shape, range(start, min(start + ROWS_AT_ONCE, shape[0]))).numpy()
+
     def close(self) -> None:
-        """Close every shard."""
-        self._stack.close()
-        self._files.clear()
+        """Refuse to read from now on."""
+        self._closed = True
+
+
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    opened: AbstractContextManager[Any] = (
+        open_pickle(path) if path.suffix in (".bin", ".pt") else safe_open(path, framework="pt")
+    )
+    return opened
+
+
+def _read(file: Any, stored: str, rows: Sequence[int] | None) -> torch.Tensor:
+    if rows is None:
+        whole: torch.Tensor = file.get_tensor(stored)
+        return whole
+    view = file.get_slice(stored)
+    if isinstance(rows, range):
+        block: torch.Tensor = view[rows.start : rows.stop]
+        return block
+    return torch.cat([view[row : row + 1] for row in rows])
 
 
 def _plain_names(info: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

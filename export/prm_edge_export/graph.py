@@ -14,7 +14,7 @@ Operators: onnx opset 17 and com.microsoft 1, all of which onnxruntime 1.23 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from prm_edge_runtime import contract
 from prm_edge_runtime.version import __version__
 
 from .checkpoint import Tensors
-from .heads import Head
+from .heads import EMBEDDING, Head
 from .model_config import DecoderConfig
 from .rope import cos_sin, inverse_frequencies
 from .weights import WeightFile
@@ -37,8 +37,12 @@ MICROSOFT: Final = "com.microsoft"
 GRAPH_NAME: Final = "model.onnx"
 DATA_NAME: Final = "model.onnx.data"
 
+Weight = Callable[[], NDArray[np.float32]]  # (outputs, inputs), read when it is needed
+
 _ELEMENT_TYPES: Final = {
+    contract.BFLOAT16: TensorProto.BFLOAT16,
     contract.FLOAT: TensorProto.FLOAT,
+    contract.FLOAT16: TensorProto.FLOAT16,
     contract.INT64: TensorProto.INT64,
     contract.INT32: TensorProto.INT32,
 }
@@ -87,6 +91,12 @@ class DecoderBuilder:
         self.initializers.append(self.weights.add(name, array))
         return name
 
+    def rows(
+        self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[NDArray[Any]]
+    ) -> str:
+        self.initializers.append(self.weights.add_blocks(name, shape, np.dtype(dtype), blocks))
+        return name
+
     def read(self, name: str, *shape: int) -> NDArray[np.float32]:
         return self.tensors.numpy(name, shape)
 
@@ -99,14 +109,15 @@ class DecoderBuilder:
             stream, update = self._layer(layer, stream, update)
             progress(layer + 1, config.layers)
         stream = self.node("Add", [stream, update], ["stream"])
-        self._head(head, self._at_reads(stream))
+        normed, _ = self._norm("final_norm", "model.norm.weight", self._picked(stream), "")
+        self._head(head, normed)
 
     def _embed(self) -> str:
         """(B, S) -> (B, S, H)"""
-        embedding = self.read("model.embed_tokens.weight", self.config.vocab, self.config.hidden)
-        if self.config.gemma:
-            embedding = embedding * np.float32(self.config.embedding_scale)
-        table = self.constant("embedding", embedding)
+        shape = (self.config.vocab, self.config.hidden)
+        scale = np.float32(self.config.embedding_scale)
+        blocks = self.tensors.row_blocks(EMBEDDING, shape)
+        table = self.rows("embedding", shape, np.float32, (block * scale for block in blocks))
         return self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
 
     def _rotary_tables(self, max_tokens: int) -> None:
@@ -154,9 +165,9 @@ class DecoderBuilder:
             stash_type=1,
         )
 
-    def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
+    def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         # checkpoints store (out, in); MatMul wants (in, out)
-        kernel = self.constant(f"{name}.weight", weight.T)
+        kernel = self.constant(f"{name}.weight", weight().T)
         out = self.node("MatMul", [source, kernel], [name])
         if bias is None:
             return out
@@ -168,7 +179,9 @@ class DecoderBuilder:
         outputs, inputs = sizes
         name = f"{prefix}.{part}_proj"
         bias = self.read(f"{name}.bias", outputs) if has_bias else None
-        return self._linear(name, source, self.read(f"{name}.weight", outputs, inputs), bias)
+        return self._linear(
+            name, source, lambda: self.read(f"{name}.weight", outputs, inputs), bias
+        )
 
     def _layer(self, index: int, stream: str, update: str) -> tuple[str, str]:
         config = self.config
@@ -213,13 +226,14 @@ class DecoderBuilder:
         config = self.config
         q_out, kv_out = config.heads * config.head_dim, config.kv_heads * config.head_dim
         sizes = {"q": q_out, "k": kv_out, "v": kv_out}
-        weight = (
-            self.read(f"{prefix}.qkv_proj.weight", config.qkv_width, config.hidden)
-            if config.fused
-            else np.concatenate(
+
+        def weight() -> NDArray[np.float32]:
+            if config.fused:
+                return self.read(f"{prefix}.qkv_proj.weight", config.qkv_width, config.hidden)
+            return np.concatenate(
                 [self.read(f"{prefix}.{p}_proj.weight", n, config.hidden) for p, n in sizes.items()]
             )
-        )
+
         bias = None
         if config.qkv_bias:
             bias = np.concatenate(
@@ -296,8 +310,8 @@ class DecoderBuilder:
         bias = self.config.mlp_bias
         if self.config.fused:
             both = self.read(f"{prefix}.gate_up_proj.weight", 2 * wide, narrow)
-            gate = self._linear(f"{prefix}.gate_proj", source, both[:wide])
-            up = self._linear(f"{prefix}.up_proj", source, both[wide:])
+            gate = self._linear(f"{prefix}.gate_proj", source, lambda: both[:wide])
+            up = self._linear(f"{prefix}.up_proj", source, lambda: both[wide:])
         else:
             gate = self._projection(prefix, "gate", source, (wide, narrow), bias)
             up = self._projection(prefix, "up", source, (wide, narrow), bias)
@@ -308,13 +322,11 @@ class DecoderBuilder:
         product = self.node("Mul", [active, up], [f"{prefix}.product"])
         return self._projection(prefix, "down", product, (narrow, wide), bias)
 
-    def _at_reads(self, stream: str) -> str:
+    def _picked(self, stream: str) -> str:
         """(B, S, H) -> (N, H): everything after this runs at the read positions only."""
         shape = self.constant("flat", np.array([-1, self.config.hidden], dtype=np.int64))
         rows = self.node("Reshape", [stream, shape], ["rows"])
-        picked = self.node("Gather", [rows, contract.READS.name], ["picked"], axis=0)
-        normed, _ = self._norm("final_norm", "model.norm.weight", picked, "")
-        return normed
+        return self.node("Gather", [rows, contract.READS.name], ["picked"], axis=0)
 
     def _head(self, head: Head, source: str) -> None:
         """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
@@ -330,13 +342,18 @@ class DecoderBuilder:
             if not last:
                 source = self.node("Relu", [source], [f"head.{index}.active"])
 
+    @property
+    def cache_type(self) -> str:
+        """What keys and values are between runs."""
+        return contract.FLOAT
+
     def model(self, head: Head) -> ModelProto:
         shape = (self.config.layers, self.config.kv_heads, self.config.head_dim)
         graph = helper.make_graph(
             self.nodes,
             "prm",
-            [_value(tensor) for tensor in contract.decoder_inputs(*shape)],
-            [_value(tensor) for tensor in contract.decoder_outputs(*shape)],
+            [_value(tensor) for tensor in contract.decoder_inputs(*shape, self.cache_type)],
+            [_value(tensor) for tensor in contract.decoder_outputs(*shape, self.cache_type)],
             self.initializers,
         )
         return helper.make_model(

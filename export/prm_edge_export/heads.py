@@ -81,7 +81,7 @@ def _whole(layer: Layer, tensors: Tensors) -> torch.Tensor:
 def _mean(layer: Layer, tensors: Tensors) -> torch.Tensor:
     """The mean over the vocabulary of its logits is one row, since few rows are repeated."""
     shape = tensors.shape(layer.weight)
-    tile = tensors.torch(layer.weight, (shape[0], layer.inputs))[:TILE]
+    tile = tensors.torch(layer.weight, (shape[0], layer.inputs), range(TILE))
     return tile.double().mean(dim=0, keepdim=True).float()
 
 

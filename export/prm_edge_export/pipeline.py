@@ -10,13 +10,16 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, __version__
 from prm_edge_runtime.domain import DOMAIN_NAME, Domain
+from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.hashing import hash_file
 from prm_edge_runtime.manifest import (
@@ -27,22 +30,26 @@ from prm_edge_runtime.manifest import (
     STATELESS,
     TOKENIZER_NAME,
     Manifest,
+    Prefix,
     Scalar,
     Variant,
 )
 from prm_edge_runtime.package import Package
 from prm_edge_runtime.selftest import dump_cases
 
-from . import proof
+from . import cuda_target, preflight, proof
 from .card import model_card
 from .checkpoint import Checkpoint
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
+from .pace import paced
 from .package_files import listed_files, require_free_space
-from .plan import INT8, NATIVE, ExportOptions, Plan, make_plan
-from .quantization.search import Quantized, build_within_target
-from .quantization.texts import load_solutions
-from .reference import load_reference, refuse_unused
+from .plan import AUTO, CUDA, NATIVE, ExportOptions, Plan, make_plan
+from .quantization.kinds import MENUS
+from .quantization.layers import LayerRunner, run_reference
+from .quantization.search import PREFIX_NAME, Quantized, build_within_target
+from .quantization.texts import Solutions, load_solutions
+from .reference import refuse_unused
 from .sources import open_checkpoint
 from .summary import measure_speed, table
 from .tokenization import check_tokenization
@@ -81,7 +88,7 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
         plan = make_plan(options, checkpoint)
         for reason in plan.reasons:
             say(reason)
-        bundled = proof.BUDGETS[options.precision].texts
+        bundled = proof.BUDGETS[plan.options.precision].texts
         texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
         records = [(text.problem, text.steps) for text in texts]
         agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, records)
@@ -93,7 +100,18 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
             tokenizer=plan.files.raw,
             provenance=identity,
         )
-        report = _write(plan, writer, texts, identity, say)
+        half = None
+        if plan.options.target == CUDA:
+            half = cuda_target.decide(
+                plan,
+                texts,
+                writer.staging,
+                open_choice=options.precision == AUTO,
+                say=say,
+            )
+            decided = replace(plan.options, precision=half.precision)
+            plan = replace(plan, options=decided)
+        report = _write(plan, writer, texts, identity, half, say)
     say(f"wrote {options.out_path}")
     return ExportResult(out=options.out_path, report=report)
 
@@ -109,25 +127,34 @@ def _write(
     writer: PackageWriter,
     texts: list[proof.Text],
     identity: dict[str, Scalar],
+    half: cuda_target.Half | None,
     say: Say,
 ) -> dict[str, Any]:
     options = plan.options
     folder = writer.variant_dir(options.variant)
-    require_free_space(folder, _estimated_bytes(plan))
-    reference, quantized = _build(plan, folder, texts, say)
+    records = _records(plan, texts)
+    _preflight(plan, folder, records, say)
+    reference, quantized = _build(plan, folder, records, half, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
-    manifest = _manifest(plan, writer.staging, identity)
-    scorer = Scorer.from_package(
-        Package(root=writer.staging, manifest=manifest, digest="0" * 64), manifest.variants[0]
-    )
-    with scorer:
+    manifest = _manifest(plan, writer.staging, identity, quantized)
+    package = Package(root=writer.staging, manifest=manifest, digest="0" * 64)
+    speed: dict[str, float | int] | None = None
+    with TemporaryDirectory(dir=writer.staging) as scratch, ExitStack() as stack:
+        checked = {}
+        if half is None:
+            scorer = Scorer.from_package(package, manifest.variants[0])
+        else:
+            scorer, what = cuda_target.open_for_proof(plan, half, package, Path(scratch), say)
+            checked = {"checked": what}
+            say(f"checked: {what}")
+        stack.enter_context(scorer)
         results = proof.compare(
             scorer,
             plan.encoder,
             reference,
             texts,
             lambda done: (
-                say(f"reference: {done} of {len(texts)} solutions") if done % 20 == 0 else None
+                say(f"proof: {done} of {len(texts)} solutions") if done % 20 == 0 else None
             ),
         )
         figures = proof.measure(results, scorer.threshold)
@@ -147,9 +174,12 @@ def _write(
                 f"expected scores: {figures['expect_records']} records, max |dp| "
                 f"{figures['expect_max_abs_dp']:.2e}"
             )
-        speed = measure_speed(scorer, [result.text for result in results])
-    summary = proof.summary(figures, options.precision, drift=over is not None)
-    report = {
+        if half is not None and checked["checked"] != cuda_target.GPU:
+            figures |= cuda_target.check_itself(plan, half, package, texts)
+        else:  # else it would be the speed of what it is checked with
+            speed = measure_speed(scorer, [result.text for result in results])
+    summary = checked | proof.summary(figures, options.precision, drift=over is not None)
+    report: dict[str, Any] = {
         "variant": options.variant,
         "decisions": list(plan.reasons),
         "proof": summary,
@@ -159,6 +189,7 @@ def _write(
             "parameters": _parameters(plan),
         },
         **({} if quantized is None else {"plan": quantized.report}),
+        **({} if half is None else {"ranges": half.report}),
     }
     _write_small_files(plan, writer, proof.self_test_cases(results), report)
     variant = replace(manifest.variants[0], proof=summary)
@@ -174,31 +205,76 @@ def _write(
     return report
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """What is run: the encoded texts of the proof, and those to quantize with."""
+
+    proof: list[Encoded]
+    solutions: Solutions | None
+
+
+def _records(plan: Plan, texts: list[proof.Text]) -> Records:
+    encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+    solutions = None
+    if plan.options.precision in MENUS:
+        path = plan.options.calibration
+        solutions = load_solutions(path, plan.encoder, plan.max_tokens, texts)
+    return Records(
+        proof=[record for record in encoded if len(record.ids) <= plan.max_tokens],
+        solutions=solutions,
+    )
+
+
+def _preflight(plan: Plan, folder: Path, records: Records, say: Say) -> None:
+    """Say what it will take, and refuse what does not fit."""
+    if plan.decoder is None or plan.backend != NATIVE:
+        require_free_space(folder, _estimated_bytes(plan))
+        return
+    fitted = records.solutions.calibration if records.solutions else []
+    planned = records.solutions.search if records.solutions else []
+    needs = preflight.estimate(
+        plan.decoder,
+        plan.options.precision,
+        preflight.lengths(
+            [len(record.ids) for record in (*fitted, *planned, *records.proof)],
+            [len(record.ids) for record in fitted],
+        ),
+        gflops=preflight.measured_gflops(),
+    )
+    say(needs.line())
+    preflight.require(needs, folder, ignore=plan.options.ignore_limits)
+
+
 def _build(
-    plan: Plan, folder: Path, texts: list[proof.Text], say: Say
+    plan: Plan, folder: Path, records: Records, half: cuda_target.Half | None, say: Say
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
+    if half is not None:
+        cuda_target.build(plan, half, folder, say)
+        return half.reference, None
     tensors = plan.checkpoint.tensors
-    if plan.options.precision == INT8 and plan.decoder is not None:
-        encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+    if records.solutions is not None and plan.decoder is not None:
         quantized = build_within_target(
             plan.decoder,
             plan.head,
             tensors,
             plan.recipe.score,
             folder,
-            load_solutions(plan.options.calibration, plan.encoder, plan.max_tokens, texts),
-            [record for record in encoded if len(record.ids) <= plan.max_tokens],
+            records.solutions,
+            records.proof,
+            opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
+            progress=paced("calibration", say),
+            menu=MENUS[plan.options.precision],
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
         return quantized.reference, quantized
-    return _build_float(plan, folder, say), None
+    return _build_float(plan, folder, records.proof, say), None
 
 
-def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
+def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say) -> proof.Reference:
     tensors = plan.checkpoint.tensors
     if plan.backend == NATIVE and plan.decoder is not None:
         build_decoder(
@@ -207,24 +283,32 @@ def _build_float(plan: Plan, folder: Path, say: Say) -> proof.Reference:
             tensors,
             folder,
             max_tokens=plan.max_tokens,
-            progress=lambda done, total: say(f"graph: layer {done} of {total}"),
+            progress=paced("graph", say),
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
-        return load_reference(plan.decoder, plan.head, tensors)
-    from .encoders import load_encoder
-    from .optimum_backend import export_stateless
+    else:
+        from .optimum_backend import export_stateless
 
-    export_stateless(plan.checkpoint, folder / GRAPH_NAME)
-    say("graph: exported by optimum")
-    if plan.decoder is not None:
-        reference = load_reference(plan.decoder, plan.head, tensors)
-        refuse_unused(tensors)
-        return reference
-    return load_encoder(plan.checkpoint)
+        export_stateless(plan.checkpoint, folder / GRAPH_NAME)
+        say("graph: exported by optimum")
+    if plan.decoder is None:
+        from .encoders import load_encoder
+
+        return load_encoder(plan.checkpoint)
+    reference = run_reference(
+        LayerRunner(plan.decoder, plan.head, tensors, scratch=folder),
+        plan.decoder.layers,
+        records,
+        paced("reference", say),
+    )
+    refuse_unused(tensors)
+    return reference
 
 
-def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
+def _manifest(
+    plan: Plan, staging: Path, identity: dict[str, Scalar], quantized: Quantized | None
+) -> Manifest:
     native = plan.backend == NATIVE
     name = plan.options.variant
     decoder = plan.decoder
@@ -239,6 +323,9 @@ def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifes
         kv_heads=decoder.kv_heads if native and decoder else 0,
         head_dim=decoder.head_dim if native and decoder else 0,
         proof={},
+        prefix=Prefix(file=f"{name}/{PREFIX_NAME}", ids=quantized.opening)
+        if quantized is not None and quantized.opening
+        else None,
     )
     return Manifest(
         name=plan.options.out_path.resolve().name,
@@ -278,7 +365,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _estimated_bytes(plan: Plan) -> int:
-    return 4 * _parameters(plan) + len(plan.files.raw) + SPARE_BYTES
+    bytes_each = cuda_target.BYTES.get(plan.options.precision, 4)
+    return bytes_each * _parameters(plan) + len(plan.files.raw) + SPARE_BYTES
 
 
 def _parameters(plan: Plan) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 from .checkpoint import TOKENIZER_NAME, Checkpoint
 from .detection import architecture, choose_family
 from .families import ASK, Family, Request, encode_plain, good_index
+from .half import BF16, FP16
 from .heads import CLASSIFIER, LINEAR, Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
 from .refusals import refuse_known
@@ -33,11 +35,22 @@ from .training_args import TRAINING_ARGS_NAME, read_training_args
 NATIVE: Final = "native"
 OPTIMUM: Final = "optimum"
 BACKENDS: Final = ("auto", NATIVE, OPTIMUM)
-TARGETS: Final = ("cpu",)
+CPU: Final = "cpu"
+CUDA: Final = "cuda"
+AUTO: Final = "auto"
 FP32: Final = "fp32"
 INT8: Final = "int8"
-PRECISIONS: Final = (FP32, INT8)
-# whose layers int8 knows: RMS norms, gated silu, linears named as Llama's
+INT4: Final = "int4"
+QUANTIZED: Final = (INT8, INT4)
+# target -> its precisions; auto is the first
+PRECISIONS: Final = {CPU: (FP32, INT8, INT4), CUDA: (FP16, BF16)}
+TARGETS: Final = tuple(PRECISIONS)
+CALIBRATED: Final = (*QUANTIZED, FP16, BF16)  # from what worked solutions make of the model
+WHY_NOT: Final = {
+    CPU: "the CPU has no kernels of its own for it",
+    CUDA: "attention on a GPU computes in half precision",
+}
+# whose layers int8 and int4 know: RMS norms, gated silu, linears named as Llama's
 INT8_MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -50,8 +63,8 @@ class ExportOptions:
     recipe: str | None = None
     separator: str | None = None
     good_label: int | None = None
-    target: str = "cpu"
-    precision: str = "fp32"
+    target: str = CPU
+    precision: str = AUTO
     backend: str = "auto"
     calibration: Path | None = None
     verify: Path | None = None
@@ -60,6 +73,7 @@ class ExportOptions:
     notice: str | None = None
     add: bool = False
     allow_drift: bool = False
+    ignore_limits: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
     revision: str | None = None
@@ -78,7 +92,14 @@ class ExportOptions:
     @property
     def variant(self) -> str:
         """Name of the variant this export makes."""
-        return f"{self.target}-{self.precision}"
+        return f"{self.target}-{self.decided.precision}"
+
+    @property
+    def decided(self) -> ExportOptions:
+        """The same with a precision, the target's first one where the user left it open."""
+        if self.precision != AUTO:
+            return self
+        return replace(self, precision=PRECISIONS.get(self.target, (FP32,))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +128,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         CheckpointError: when the checkpoint contradicts itself or leaves something open.
         UnsupportedError: when it is understood and not supported.
     """
+    options = options.decided
     _check_choices(options)
     reasons: list[str] = []
     notes: dict[str, str | int | float | bool | None] = {}
@@ -162,24 +184,35 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
 
 
 def _check_choices(options: ExportOptions) -> None:
-    if options.precision == INT8 and options.target != "cpu":
-        raise ConfigError(
-            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
-            "on no other device; leave --target out, or --precision"
-        )
-    if options.calibration is not None and options.precision != INT8:
-        raise ConfigError(
-            f"--calibration is for --precision int8, got {options.precision}, which needs none; "
-            "leave one of them out"
-        )
     for name, value, allowed in (
         ("--target", options.target, TARGETS),
-        ("--precision", options.precision, PRECISIONS),
+        ("--precision", options.precision, tuple(chain(*PRECISIONS.values()))),
         ("--backend", options.backend, BACKENDS),
         ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+    if options.precision == INT4 and options.target != CPU:
+        raise ConfigError(
+            f"--precision int4 is for the CPU so far, got --target {options.target}: leave "
+            "--target out, or --precision"
+        )
+    if options.precision == INT8 and options.target != CPU:
+        raise ConfigError(
+            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
+            "on no other device; leave --target out, or --precision"
+        )
+    if options.precision not in PRECISIONS[options.target]:
+        known = " or ".join(PRECISIONS[options.target])
+        raise ConfigError(
+            f"--target {options.target} is for --precision {known}, got {options.precision}: "
+            f"{WHY_NOT[options.target]}; leave --precision out, or change --target"
+        )
+    if options.calibration is not None and options.precision not in CALIBRATED:
+        raise ConfigError(
+            f"--calibration is for --precision {', '.join(CALIBRATED)}, got {options.precision}, "
+            "which needs none; leave one of them out"
+        )
 
 
 def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> None:
@@ -266,12 +299,18 @@ def _backend(
     backend = options.backend
     if backend == "auto":
         backend = NATIVE if native else OPTIMUM
-    if options.precision == INT8 and not (
+    if options.precision in QUANTIZED and not (
         backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
     ):
         raise UnsupportedError(
-            f"--precision int8 is for {', '.join(INT8_MODEL_TYPES)} with the native backend, this "
-            f"is model_type {model_type} with the {backend} backend; use --precision fp32"
+            f"--precision {options.precision} is for {', '.join(INT8_MODEL_TYPES)} with the native "
+            f"backend, this is model_type {model_type} with the {backend} backend; use "
+            "--precision fp32"
+        )
+    if options.target == CUDA and backend != NATIVE:
+        raise UnsupportedError(
+            f"--target cuda needs the native backend, this is model_type {model_type} with the "
+            f"{backend} backend; leave --target out"
         )
     if backend == NATIVE and decoder is None:
         read_config(checkpoint.config)  # says which architectures there are

@@ -49,10 +49,29 @@ BUDGETS: Final[dict[str, Budget]] = {
         tolerance=1e-3,
         texts=("verification.jsonl",),
     ),
+    "fp16": Budget(
+        at_most={"max_abs_dp": 5e-3, "logit_rel_rms": 2e-2},
+        at_least={"first_error_agreement": 0.98},
+        tolerance=1e-2,
+        texts=("verification.jsonl",),
+    ),
+    # torch's own bfloat16 loses 0.015 to 0.03 of the logits' spread: see benchmarks/README.md
+    "bf16": Budget(
+        at_most={"mean_abs_dp": 0.01, "logit_rel_rms": 0.05},
+        at_least={"first_error_agreement": 0.98},
+        tolerance=0.05,
+        texts=("verification.jsonl", "verification_int8.jsonl"),
+    ),
     "int8": Budget(
         at_most={"mean_abs_dp": 0.01, "logit_rel_rms": 0.1},
         at_least={"first_error_agreement": 0.98},
         tolerance=0.05,
+        texts=("verification.jsonl", "verification_int8.jsonl"),
+    ),
+    "int4": Budget(
+        at_most={"mean_abs_dp": 0.03, "logit_rel_rms": 0.25},
+        at_least={"first_error_agreement": 0.95},
+        tolerance=0.15,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
 }

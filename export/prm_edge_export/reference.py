@@ -1,5 +1,7 @@
 """The reference: transformers' own modules in float32, built from whitelisted values only.
 
+Decoders run a layer at a time (:mod:`.quantization.layers`), encoders whole.
+
 The config object is made from the normalised config, never from the checkpoint's file, so that no
 key of it can run code or be misread by one transformers version; what the modules then really
 hold (epsilon, rotary frequencies, windows, activation) is compared with ours.
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 from .checkpoint import Tensors
-from .heads import LINEAR, UNUSED_PREFIX, Head
+from .heads import UNUSED_PREFIX, Head
 from .model_config import DecoderConfig
 from .rope import inverse_frequencies
 
@@ -80,38 +82,6 @@ def refuse_unused(
     return known
 
 
-def load_reference(config: DecoderConfig, head: Head, tensors: Tensors) -> Reference:
-    """Build transformers' module for the architecture and fill it with the checkpoint's weights.
-
-    Raises:
-        ProofError: when the module does not hold what the normalised config says.
-        CheckpointError: when tensors are missing or left over.
-    """
-    if head.kind == LINEAR:
-        model = load_classifier(config, head, tensors)
-        backbone = model.model
-
-        def logits(ids: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-            return result
-
-    else:
-        # The remote class of Qwen2.5-Math-PRM is a Qwen2Model with this head on its last hidden
-        # state (vllm/model_executor/models/qwen2_rm.py); its code is never run. So is a language
-        # model, with its output layer, and one with a value head.
-        backbone = _class(config, "Model")(_hf_config(config, head)).eval()
-        top = load_top(head, tensors).eval()
-        fill(torch.nn.ModuleDict({"model": backbone}), tensors)
-
-        def logits(ids: torch.Tensor) -> torch.Tensor:
-            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-            result: torch.Tensor = top(hidden)
-            return result
-
-    check_same(backbone, config)
-    return Reference(backbone, logits)
-
-
 def load_classifier(config: DecoderConfig, head: Head, tensors: Tensors) -> Any:
     """Build transformers' own token classifier, which has a linear head, and fill it.
 
@@ -132,6 +102,9 @@ def load_layer_model(config: DecoderConfig, head: Head) -> Any:
     single = replace(config, layers=1, vocab=1)
     backbone = _class(config, "Model")(_hf_config(single, head)).eval()
     check_same(backbone, single)
+    if config.gemma and not hasattr(backbone.embed_tokens, "scalar_embed_scale"):
+        # transformers 4 scales whatever a model is given by the root of this, every layer's stream
+        backbone.config.hidden_size = 1
     return backbone
 
 

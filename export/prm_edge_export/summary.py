@@ -49,12 +49,13 @@ def table(report: Mapping[str, Any]) -> list[str]:
             f"{proof['step_flip_rate']:.2%} of {proof['steps']} steps flip, first errors agree in "
             f"{proof['first_error_agreement']:.1%} of {proof['solutions']} solutions",
         ),
-        (
-            "speed",
-            f"{report['speed']['tokens_per_s']:.0f} tokens/s on this machine, records of about "
-            f"{report['speed']['tokens'] // report['speed']['records']} tokens",
-        ),
     ]
+    if report["speed"] is not None:
+        shown = (
+            f"{report['speed']['tokens_per_s']:.0f} tokens/s on this machine, records of about "
+            f"{report['speed']['tokens'] // report['speed']['records']} tokens"
+        )
+        rows.append(("speed", shown))
     if "plan" in report:
         shares = report["plan"]["shares"].items()
         shown = ", ".join(f"{share:.1%} {kind}" for kind, share in shares)

@@ -10,6 +10,7 @@ import click
 
 from prm_edge_runtime.version import __version__
 
+from .bench import bench_command
 from .calibrate import calibrate_command
 from .demo import demo_command
 from .doctor import doctor_command
@@ -55,6 +56,7 @@ for command in (
     inspect_command,
     recipes_command,
     doctor_command,
+    bench_command,
     serve_command,
 ):
     cli.add_command(command)

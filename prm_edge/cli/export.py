@@ -49,17 +49,18 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--good-label", type=click.IntRange(min=0), help="Index of the label of a good step.")
 @click.option(
     "--target",
-    type=click.Choice(["cpu"]),
+    type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
     help="Device that the variant is for.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
-    default="fp32",
+    type=click.Choice(["auto", "fp32", "int8", "int4", "fp16", "bf16"]),
+    default="auto",
     show_default=True,
-    help="Precision of the weights.",
+    help="Precision: fp32, int8 or int4 for cpu (auto: fp32); fp16 or bf16 for cuda (auto: fp16 "
+    "where the model's values fit, else bf16).",
 )
 @click.option(
     "--backend",
@@ -69,7 +70,10 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="What builds the graph.",
 )
 @click.option(
-    "--calibration", metavar="FILE", type=FILE, help="Worked solutions to calibrate int8 on."
+    "--calibration",
+    metavar="FILE",
+    type=FILE,
+    help="Worked solutions to calibrate int8 and int4 on, and to measure the values of fp16 on.",
 )
 @click.option(
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
@@ -90,6 +94,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--trust-tokenizer-file",
     is_flag=True,
     help="Take tokenizer.json where AutoTokenizer encodes differently.",
+)
+@click.option(
+    "--ignore-limits", is_flag=True, help="Go on where memory or disk seem too small for it."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the package at OUT.")
 @json_option
@@ -113,6 +120,7 @@ def export_command(
     add: bool,
     allow_drift: bool,
     trust_tokenizer_file: bool,
+    ignore_limits: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -145,6 +153,7 @@ def export_command(
             add=add,
             allow_drift=allow_drift,
             trust_tokenizer_file=trust_tokenizer_file,
+            ignore_limits=ignore_limits,
             overwrite=overwrite,
         )
         if preview:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -25,6 +24,7 @@ from .options import (
     package_option,
 )
 from .progress import Progress, Voice
+from .score_ray import RAY, check_local, cluster_options, cluster_values, score_on_ray
 from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
 from .tally import Tally
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from prm_edge.jobs import OutputLine
     from prm_edge.journal import Journal
     from prm_edge_runtime.scorer import Scorer
-
-ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +95,7 @@ class Request:
 )
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 @click.option("--log-json", is_flag=True, help="Say it on stderr as JSON, for programs.")
+@cluster_options
 @click.pass_context
 def score_command(
     context: click.Context,
@@ -108,6 +107,7 @@ def score_command(
     threads: int | None,
     quiet: bool,
     log_json: bool,
+    engine: str,
     **options: Any,
 ) -> None:
     """Score the steps of every record in FILE, or of stdin.
@@ -127,19 +127,28 @@ def score_command(
     A run from file to file may be killed at any instant: --resume goes on with what it wrote,
     OUT.partial, and refuses when the input, the package or an option is another.
     """
-    request = Request(**options)
     voice = Voice(quiet=quiet, as_json=log_json)
+    cluster = cluster_values(options)
+    run_by: dict[str, Any] = {
+        "package": package, "device": device, "variant": variant, "threads": threads,
+    }  # fmt: skip
+    if engine == RAY:
+        finished = Tally.of(score_on_ray(context, voice, {**options, **run_by}, cluster))
+        _end(finished, voice)
+        return
+    check_local(cluster)
+    request = Request(**options)
     with ExitStack() as stack:
         source = stack.enter_context(open_input(request.file))
         journaled = _check(request, source)
-        scorer = stack.enter_context(
-            load_scorer(
-                package, device=device, variant=variant, threads=threads, force=request.force
-            )
-        )
+        scorer = stack.enter_context(load_scorer(**run_by, force=request.force))
         _introduce(voice, scorer)
         run = _Run(request, scorer, source, voice)
         tally = run.to_journal(context) if journaled else run.to_stream()
+    _end(tally, voice)
+
+
+def _end(tally: Tally, voice: Voice) -> None:
     tally.say(voice)
     if tally.failed:
         raise click.exceptions.Exit(RECORDS_FAILED)
@@ -303,6 +312,7 @@ class _Run:
         return scored, total
 
     def _description(self, found: Survey) -> dict[str, str | int | float | bool | None]:
+        from prm_edge.versions import onnxruntime_version
         from prm_edge_runtime.version import __version__
 
         request, scorer = self._request, self._scorer
@@ -321,7 +331,7 @@ class _Run:
             "--force": request.force,
             "--shard": None if request.shard is None else str(request.shard),
             "prm-edge": __version__,
-            "onnxruntime": _onnxruntime_version(),
+            "onnxruntime": onnxruntime_version(),
         }
 
     def _write(
@@ -356,15 +366,6 @@ def _kept(journal: Journal, context: click.Context) -> str:
     if not journal.counts.records:
         return "nothing was written"
     return f"{journal.counts.records} records are kept, go on with: {resuming_command(context)}"
-
-
-def _onnxruntime_version() -> str | None:
-    for name in ONNXRUNTIMES:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
 
 
 def _progress_is_seen(out: str) -> bool:

@@ -11,19 +11,30 @@ from .progress import Voice
 
 if TYPE_CHECKING:
     from prm_edge.jobs import OutputLine
+    from prm_edge.ray.run import Outcome
 
 
 class Tally:
     """What there is to say about a run when it is over."""
 
     def __init__(self) -> None:
-        from prm_edge.jobs import DuplicateIds
+        from prm_edge.duplicates import DuplicateIds
 
         self.records = 0
         self.failed = 0
         self.out_of_domain = 0
         self._first_failure = ""
         self._duplicates = DuplicateIds()
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Tally:
+        """What there is to say about a run on a cluster."""
+        tally = cls()
+        tally.records, tally.failed = outcome.records, outcome.failed
+        tally.out_of_domain = outcome.out_of_domain
+        tally._first_failure = outcome.first_failure or ""
+        tally._duplicates.count = outcome.repeated_ids
+        return tally
 
     def add(self, line: OutputLine) -> None:
         """Note one line."""
@@ -62,8 +73,10 @@ class Tally:
         if not self.records:
             voice.event("empty", "the input holds no records")
         if self._duplicates.count:
+            known = self._duplicates.first  # not of a run on a cluster
+            which = "" if known is None else f" (the first is {known!r})"
             voice.event(
                 "duplicates",
-                f"{self._duplicates.count} records have an id that occurred before "
-                f"(the first is {self._duplicates.first!r}); all of them were scored",
+                f"{self._duplicates.count} records have an id that occurred before{which}; all of "
+                "them were scored",
             )

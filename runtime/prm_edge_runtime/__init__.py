@@ -1,5 +1,6 @@
 """The lean runtime: load a package, score steps. Needs numpy, tokenizers and onnxruntime only."""
 
+from .cuda_options import CudaOptions
 from .errors import PrmEdgeError
 from .recipe import Recipe
 from .results import Ranking, StepScores
@@ -8,6 +9,7 @@ from .session import Session, add_many
 from .version import __version__
 
 __all__ = [
+    "CudaOptions",
     "PrmEdgeError",
     "Ranking",
     "Recipe",

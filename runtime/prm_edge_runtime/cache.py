@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Cache, DecoderEngine
+from .engine import DecoderEngine
+from .memory import Block, Cache
 
 _ROOM: Final = 64  # tokens; a buffer grows by doubling, in multiples of it
 _NO_IDS: Final = np.zeros(0, dtype=np.int64)
@@ -25,9 +26,10 @@ class Node:
     """A prompt (no parent), or one step after its parent's.
 
     ``depth``: steps up to here. ``n_tokens``: tokens up to here. ``ids``: its own tokens (S,), and
-    ``kv`` theirs (2L, G, S, D). ``logits``: of its last token (C,), None where nobody read it.
-    Where nothing is cached there is ``step`` instead, and ``revised``: the scores of all steps up
-    to here, because there a step changes the scores of those before it.
+    ``kv`` theirs (2L, G, S, D), in the memory of the device that runs the model. ``logits``: of its
+    last token (C,), None where nobody read it. Where nothing is cached there is ``step`` instead,
+    and ``revised``: the scores of all steps up to here, because there a step changes the scores of
+    those before it.
     """
 
     parent: Node | None = field(repr=False)
@@ -35,7 +37,7 @@ class Node:
     n_tokens: int
     score: float = float("nan")
     ids: NDArray[np.int64] = field(default_factory=lambda: _NO_IDS, repr=False)
-    kv: NDArray[np.float32] | None = field(default=None, repr=False)
+    kv: Block | None = field(default=None, repr=False)
     logits: NDArray[np.float32] | None = field(default=None, repr=False)
     step: str = ""
     revised: tuple[float, ...] | None = None
@@ -74,7 +76,7 @@ class Buffer:
             if np.array_equal(self._ids[node.start : node.n_tokens], node.ids):
                 continue
             self._ids = np.concatenate([self._ids[: node.start], node.ids])
-            self._cache.kv[:, 0, :, node.start : node.n_tokens] = node.kv
+            self._cache.write(node.start, node.kv)
 
     def run(
         self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
@@ -102,16 +104,16 @@ class Buffer:
             n_tokens=end,
             score=score,
             ids=self._ids[start:end].copy(),
-            kv=self._cache.kv[:, 0, :, start:end].copy(),
+            kv=self._cache.read(start, end),
             logits=logits,
         )
 
     def _reserve(self, tokens: int) -> None:
-        room = self._cache.kv.shape[3]
+        room = self._cache.room
         if tokens + 1 > room:  # DecoderEngine.extend may add a token
             larger = self._engine.new_cache(_rounded(max(tokens + 1, 2 * room)))
-            held = len(self._ids)
-            larger.kv[:, :, :, :held] = self._cache.kv[:, :, :, :held]
+            if len(self._ids):
+                larger.write(0, self._cache.read(0, len(self._ids)))
             self._cache = larger
 
 

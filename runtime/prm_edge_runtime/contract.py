@@ -3,8 +3,9 @@
 Axes: B rows, S new tokens, P cached tokens, T = P + S, N read positions, C logits,
 G key/value heads, D head size, V vocabulary.
 
-``decoder``: a causal model with its KV cache in and out; where past and present are one buffer with
-room for more than T tokens, a run appends in place (GroupQueryAttention's shared buffer).
+``decoder``: a causal model with its KV cache in and out, float32 or in half precision, the same for
+all of it; where past and present are one buffer with room for more than T tokens, a run appends in
+place (GroupQueryAttention's shared buffer).
 ``stateless``: a model that sees the
 whole record at once and returns logits for every token.
 """
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Final
 
 FLOAT: Final = "tensor(float)"
+FLOAT16: Final = "tensor(float16)"
+BFLOAT16: Final = "tensor(bfloat16)"
 INT64: Final = "tensor(int64)"
 INT32: Final = "tensor(int32)"
 
@@ -53,20 +56,28 @@ def present_name(layer: int, part: str) -> str:
     return f"present.{layer}.{part}"
 
 
-def decoder_inputs(layers: int, kv_heads: int, head_dim: int) -> tuple[Tensor, ...]:
+# what keys and values may be: element type -> its number in ONNX, its bytes
+CACHE_TYPES: Final = {FLOAT: (1, 4), FLOAT16: (10, 2), BFLOAT16: (16, 2)}
+
+
+def decoder_inputs(
+    layers: int, kv_heads: int, head_dim: int, cache_type: str = FLOAT
+) -> tuple[Tensor, ...]:
     """Every input of a ``decoder`` graph, in order."""
     cache = tuple(
-        Tensor(name=past_name(i, part), type=FLOAT, axes=("B", kv_heads, "P", head_dim))
+        Tensor(name=past_name(i, part), type=cache_type, axes=("B", kv_heads, "P", head_dim))
         for i in range(layers)
         for part in ("key", "value")
     )
     return (INPUT_IDS, READS, LAST_TOKEN, TOTAL_TOKENS, *cache)
 
 
-def decoder_outputs(layers: int, kv_heads: int, head_dim: int) -> tuple[Tensor, ...]:
+def decoder_outputs(
+    layers: int, kv_heads: int, head_dim: int, cache_type: str = FLOAT
+) -> tuple[Tensor, ...]:
     """Every output of a ``decoder`` graph, in order."""
     cache = tuple(
-        Tensor(name=present_name(i, part), type=FLOAT, axes=("B", kv_heads, "T", head_dim))
+        Tensor(name=present_name(i, part), type=cache_type, axes=("B", kv_heads, "T", head_dim))
         for i in range(layers)
         for part in ("key", "value")
     )

@@ -5,37 +5,86 @@ Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import contract
+from .cuda_options import CudaOptions
 from .errors import EngineError, PackageFormatError
 from .manifest import Variant
-from .ort import load_onnxruntime, open_session
+from .memory import (
+    Cache,
+    DeviceMemory,
+    HostMemory,
+    Layout,
+    Memory,
+    check_logits,
+    run_bound,
+)
+from .ort import Place, open_session
 
 # GroupQueryAttention takes another path for a query tile of one row, whose last bits differ, and
 # quantized layers amplify them. A run never has a length of 1 modulo this.
 TILE: Final = 16
-# Tokens of one run, padding included: what bounds memory whatever a record holds. A longer record
-# goes through its cache in pieces, which was faster too, by up to a quarter (benchmarks/plan.py).
-RUN_TOKENS: Final = 256
+# Precisions whose runs have an even length always: MatMulNBits takes rows in pairs where its blocks
+# are longer than 32, and computes a last one that is alone otherwise.
+EVEN: Final = ("int4",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How a device likes its work.
+
+    ``run_tokens``: tokens of one run, padding included, which bounds memory whatever a record
+    holds; a longer record goes through its cache in pieces. ``run_cost``: as many tokens cost what
+    starting a run does.
+    """
+
+    run_tokens: int
+    run_cost: int
+
+
+# cpu: measured with benchmarks/plan.py; pieces were faster too, by up to a quarter. cuda: estimated
+# from the time of a launch and never measured: no GPU was at hand.
+LIMITS: Final = {
+    "cpu": Limits(run_tokens=256, run_cost=8),
+    "cuda": Limits(run_tokens=2048, run_cost=64),
+}
+RUN_TOKENS: Final = LIMITS["cpu"].run_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cache:
-    """Room for one row's keys and values, bound to the graph once. One thread at a time.
+class Opening:
+    """The tokens that every record begins with, and their keys and values.
 
-    ``kv`` (2 * layers, 1, heads, tokens, D) is the memory of the OrtValues that are both past and
-    present of a run, so that a run appends in place and nothing is copied between runs.
+    ``ids`` (P,), ``kv`` (2 * layers, 1, heads, P, D); P is 0 where the package has none.
     """
 
+    ids: NDArray[np.int64]
     kv: NDArray[np.float32]
-    binding: Any
+
+    def without(
+        self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What is left to run of tokens that come after ``past`` others. (S,), (N,)
+
+        Raises:
+            EngineError: when a record does not begin with these tokens, or a step is read at one.
+        """
+        expected = self.ids[past : past + len(ids)]
+        found = ids[: len(expected)]
+        if not np.array_equal(found, expected) or (len(reads) and reads[0] < len(expected)):
+            raise EngineError(
+                f"a record begins with the tokens {found.tolist()[:8]}; those of this package "
+                f"begin with {expected.tolist()[:8]}, which no step is read at"
+            )
+        return ids[len(expected) :], reads - len(expected)
 
 
 class Engine(Protocol):
@@ -51,77 +100,140 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(graph: Path, variant: Variant, *, logits: int, threads: int) -> Engine:
+def open_engine(
+    graph: Path,
+    variant: Variant,
+    *,
+    logits: int,
+    threads: int,
+    options: CudaOptions | None = None,
+) -> Engine:
     """Open a variant's graph and check it against the contract.
 
     Raises:
         DeviceError, EngineError: see :func:`.ort.open_session`.
         PackageFormatError: when the graph's inputs or outputs are not the contract's.
     """
-    session = open_session(graph, device=variant.device, threads=threads)
+    session = open_session(graph, device=variant.device, threads=threads, options=options)
     if variant.interface == "decoder":
-        return DecoderEngine(session, variant, logits)
+        place = Place(device=variant.device, options=options or CudaOptions())
+        return DecoderEngine(
+            session,
+            variant,
+            logits,
+            place if place.device != "cpu" else None,
+            read_opening(graph.parent, variant),
+        )
     return StatelessEngine(session, variant, logits)
 
 
+def read_opening(folder: Path, variant: Variant) -> Opening | None:
+    """Read the prefix of a variant whose files are in ``folder``; None when it has none.
+
+    Raises:
+        PackageFormatError: when the file cannot be read, has another size, or is not finite.
+    """
+    prefix = variant.prefix
+    if prefix is None:
+        return None
+    path = folder / PurePosixPath(prefix.file).name
+    shape = (2 * variant.layers, 1, variant.kv_heads, len(prefix.ids), variant.head_dim)
+    try:
+        kv = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+    except OSError as error:
+        raise PackageFormatError(f"{path} cannot be read: {error.strerror}") from error
+    if kv.size != np.prod(shape) or not np.isfinite(kv).all():
+        raise PackageFormatError(
+            f"{path} must hold {np.prod(shape)} finite numbers for the prefix of variant "
+            f"{variant.name!r}, and does not; export the checkpoint again"
+        )
+    return Opening(ids=np.array(prefix.ids, dtype=np.int64), kv=kv.reshape(shape))
+
+
 class DecoderEngine:
-    """A causal graph with its KV cache in and out (contract ``decoder``)."""
+    """A causal graph with its KV cache in and out (contract ``decoder``).
+
+    ``place``: the device whose memory holds the cache; None for this process's.
+    """
 
     causal: Final = True
 
-    def __init__(self, session: Any, variant: Variant, logits: int) -> None:
+    def __init__(
+        self,
+        session: Any,
+        variant: Variant,
+        logits: int,
+        place: Place | None = None,
+        opening: Opening | None = None,
+    ) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        kind = _cache_type(inputs)
         shape = (variant.layers, variant.kv_heads, variant.head_dim)
-        _check(session.get_inputs(), contract.decoder_inputs(*shape), variant.name)
-        _check(session.get_outputs(), contract.decoder_outputs(*shape), variant.name)
+        _check(inputs, contract.decoder_inputs(*shape, kind), variant.name)
+        _check(outputs, contract.decoder_outputs(*shape, kind), variant.name)
         self._session = session
         self._logits = logits
-        self._kv_heads, self._head_dim = variant.kv_heads, variant.head_dim
+        self._even = variant.precision in EVEN
+        self.limits: Final = LIMITS[variant.device]
         parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
-        self._past_names = [contract.past_name(*at) for at in parts]
-        self._present_names = [contract.present_name(*at) for at in parts]
+        layout = Layout(
+            past=tuple(contract.past_name(*at) for at in parts),
+            present=tuple(contract.present_name(*at) for at in parts),
+            heads=variant.kv_heads,
+            head_dim=variant.head_dim,
+            type=kind,
+        )
+        self._memory: Memory = (
+            HostMemory(session, layout) if place is None else DeviceMemory(session, layout, place)
+        )
+        self._opening = opening or Opening(
+            ids=np.zeros(0, dtype=np.int64),
+            kv=np.zeros((2 * shape[0], 1, shape[1], 0, shape[2]), dtype=np.float32),
+        )
+
+    def _width(self, tokens: int) -> int:
+        """The length at which so many tokens are run."""
+        return tokens + (tokens % 2 if self._even else tokens % TILE == 1)
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
-        if len(ids) > RUN_TOKENS:
+        if len(ids) > self.limits.run_tokens:
             return self.extend(self.new_cache(len(ids) + 1), 0, ids, reads)
         return self.run_rows([(ids, reads)])[0]
 
     def run_rows(
         self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[NDArray[np.float32]]:
-        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)"""
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)
+
+        One after the other where the package has their opening: before 1.32 onnxruntime's
+        GroupQueryAttention takes a cache and several new tokens for one row only.
+        """
+        if len(self._opening.ids):
+            return [self.extend(self.new_cache(len(ids) + 1), 0, ids, at) for ids, at in rows]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
-        width = _whole_tiles(int(lengths.max()))
+        width = self._width(int(lengths.max()))
         # Padding comes after all that is read: causal, so it changes nothing before it.
         padded = np.zeros((len(rows), width), dtype=np.int64)  # (B, S)
         for row, (ids, _) in enumerate(rows):
             padded[row, : len(ids)] = ids
             padded[row, len(ids) :] = ids[-1]
         reads = np.concatenate([row * width + at for row, (_, at) in enumerate(rows)])
-        shape = (len(rows), self._kv_heads, 0, self._head_dim)
         feeds = {
             contract.INPUT_IDS.name: padded,
             contract.READS.name: reads,
             contract.LAST_TOKEN.name: np.full(len(rows), width - 1, dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
-            **dict.fromkeys(self._past_names, np.zeros(shape, dtype=np.float32)),
         }
-        (logits,) = _run(self._session, [contract.LOGITS.name], feeds)
+        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        with _failing_as(f"a run of {width} tokens"):
+            self._memory.run_rows(len(rows), feeds, logits)
         ends = np.cumsum([len(at) for _, at in rows])[:-1]
-        return list(np.split(_shaped(logits, (len(reads), self._logits)), ends))
+        return list(np.split(logits, ends))
 
     def new_cache(self, tokens: int) -> Cache:
         """Make room for the keys and values of ``tokens`` tokens, one or more."""
-        shape = (len(self._past_names), 1, self._kv_heads, tokens, self._head_dim)
-        kv = np.zeros(shape, dtype=np.float32)
-        value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
-        binding = self._session.io_binding()
-        # GroupQueryAttention appends where past and present are one buffer, and copies nothing
-        for past, present, memory in zip(self._past_names, self._present_names, kv, strict=True):
-            value = value_of(memory)
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
-        return Cache(kv=kv, binding=binding)
+        return self._memory.new_cache(tokens)
 
     def extend(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
@@ -131,10 +243,18 @@ class DecoderEngine:
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
         """
+        most = self.limits.run_tokens
+        given = len(self._opening.ids)
+        if past < given:
+            end = min(given, past + len(ids))
+            self._fits(cache, end)
+            ids, reads = self._opening.without(past, ids, reads)
+            cache.write(past, self._opening.kv[:, 0, :, past:end])
+            past = end
         logits = np.empty((len(reads), self._logits), dtype=np.float32)
-        for start in range(0, len(ids), RUN_TOKENS):
-            first, last = np.searchsorted(reads, (start, start + RUN_TOKENS))
-            piece = ids[start : start + RUN_TOKENS]
+        for start in range(0, len(ids), most):
+            first, last = np.searchsorted(reads, (start, start + most))
+            piece = ids[start : start + most]
             found = self._append(cache, past + start, piece, reads[first:last] - start)
             logits[first:last] = found
         return logits
@@ -142,7 +262,7 @@ class DecoderEngine:
     def _append(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        width = _whole_tiles(len(ids))
+        width = self._width(len(ids))
         total = past + width
         # a token nobody reads, whose place in the cache the next run takes
         tokens = np.append(ids, ids[-1:]) if width > len(ids) else ids
@@ -155,18 +275,15 @@ class DecoderEngine:
             contract.LAST_TOKEN.name: np.array([total - 1], dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
         }
-        if total > cache.kv.shape[3]:
-            raise EngineError(f"{total} tokens do not fit into a cache of {cache.kv.shape[3]}")
-        try:
-            for name, value in feeds.items():
-                cache.binding.bind_cpu_input(name, value)
-            cache.binding.bind_output(contract.LOGITS.name, *_memory(logits))
-            self._session.run_with_iobinding(cache.binding)
-        except Exception as error:  # onnxruntime raises many unrelated types
-            raise EngineError(
-                f"onnxruntime failed on a run of {width} tokens after {past}: {error}"
-            ) from error
+        self._fits(cache, total)
+        with _failing_as(f"a run of {width} tokens after {past}"):
+            run_bound(self._session, cache.binding, feeds, logits)
         return logits[: len(reads)]
+
+    @staticmethod
+    def _fits(cache: Cache, tokens: int) -> None:
+        if tokens > cache.room:
+            raise EngineError(f"{tokens} tokens do not fit into a cache of {cache.room}")
 
 
 class StatelessEngine:
@@ -194,14 +311,17 @@ class StatelessEngine:
             contract.POSITION_IDS.name: np.arange(len(ids), dtype=np.int64)[None, :],
         }
         used = {name: value for name, value in feeds.items() if name in self._inputs}
-        (logits,) = _run(self._session, [contract.TOKEN_LOGITS.name], used)
-        everywhere = _shaped(logits, (1, len(ids), self._logits))
+        with _failing_as(f"a run of {len(ids)} tokens"):
+            (logits,) = self._session.run([contract.TOKEN_LOGITS.name], used)
+            everywhere = check_logits(logits, (1, len(ids), self._logits))
         return np.ascontiguousarray(everywhere[0, reads])
 
 
-def _whole_tiles(tokens: int) -> int:
-    """The length at which so many tokens are run."""
-    return tokens + (tokens % TILE == 1)
+def _cache_type(given: Sequence[Any]) -> str:
+    """What the first of the cache's tensors is; the check says what is wrong with the others."""
+    first = contract.past_name(0, "key")
+    found = next((value.type for value in given if value.name == first), contract.FLOAT)
+    return found if found in contract.CACHE_TYPES else contract.FLOAT
 
 
 def _check(given: Sequence[Any], expected: Sequence[contract.Tensor], variant: str) -> None:
@@ -236,25 +356,11 @@ def _fits(value: Any, tensor: contract.Tensor) -> bool:
     )
 
 
-def _memory(array: NDArray[np.float32]) -> tuple[Any, ...]:
-    # device, its number, element type, shape, address: as IOBinding takes them
-    return "cpu", 0, np.float32, array.shape, array.ctypes.data
-
-
-def _run(session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+@contextmanager
+def _failing_as(what: str) -> Iterator[None]:
     try:
-        outputs: list[Any] = session.run(names, feeds)
+        yield
+    except EngineError:
+        raise
     except Exception as error:  # onnxruntime raises many unrelated types
-        tokens = feeds[contract.INPUT_IDS.name].shape[1]
-        raise EngineError(f"onnxruntime failed on a run of {tokens} tokens: {error}") from error
-    return outputs
-
-
-def _shaped(array: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if array.shape != shape or array.dtype != np.float32:
-        raise EngineError(
-            f"the graph returned logits of shape {array.shape} and type {array.dtype}, "
-            f"expected {shape} and float32; export the checkpoint again"
-        )
-    result: NDArray[np.float32] = array
-    return result
+        raise EngineError(f"onnxruntime failed on {what}: {error}") from error

@@ -16,6 +16,7 @@
     ├── DeviceError (RuntimeError)            the device asked for cannot be had
     │   └── RuntimeMissingError (ImportError) onnxruntime is not installed
     ├── EngineError (RuntimeError)            onnxruntime failed, or returned numbers that are none
+    ├── ClusterError (RuntimeError)           a Ray cluster that did not do its work
     ├── SelfTestError (RuntimeError)          this machine does not reproduce the recorded scores
     └── ExportError                           a checkpoint that could not become a package
         ├── CheckpointError (ValueError)      files missing, unreadable, contradictory or hostile
@@ -84,6 +85,10 @@ class RuntimeMissingError(DeviceError, ImportError):
 
 class EngineError(PrmEdgeError, RuntimeError):
     """onnxruntime failed, or returned something that cannot be a score."""
+
+
+class ClusterError(PrmEdgeError, RuntimeError):
+    """A Ray cluster that cannot be reached, has no room, or did not do its work."""
 
 
 class SelfTestError(PrmEdgeError, RuntimeError):

@@ -12,10 +12,12 @@ import logging
 import os
 import re
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from . import cuda
+from .cuda_options import CudaOptions
 from .errors import ConfigError, DeviceError, EngineError, RuntimeMissingError
 
 if TYPE_CHECKING:
@@ -27,6 +29,19 @@ logger = logging.getLogger("prm_edge")
 
 MAX_THREADS: Final = 1024
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A device as onnxruntime names it, and how CUDA is used there."""
+
+    device: str
+    options: CudaOptions = field(default_factory=CudaOptions)
+
+    @property
+    def number(self) -> int:
+        """Which of the devices of this kind."""
+        return self.options.gpu if self.device == "cuda" else 0
 
 
 # MatMulIntegerToFloat: uint8 (M, 16) times int8 (16, 32), all 127, scales 1; made with onnx.helper
@@ -133,7 +148,12 @@ def nodes_by_provider(path: Path, *, device: str) -> dict[str, int]:
 
 
 def open_session(
-    path: Path, *, device: str, threads: int, record_assignment: bool = False
+    path: Path,
+    *,
+    device: str,
+    threads: int,
+    options: CudaOptions | None = None,
+    record_assignment: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device asked for; there is no fallback.
 
@@ -141,8 +161,27 @@ def open_session(
         DeviceError: when the provider is missing or the session ended up elsewhere.
         EngineError: when onnxruntime cannot load the graph.
     """
+    place = Place(device=device, options=options or CudaOptions())
+    config = {"session.record_ep_graph_assignment_info": "1"} if record_assignment else {}
+    if device == "cpu":
+        config["session.x64quantprecision"] = "1" if products_saturate() else "0"
+    return _open(str(path), path, place, threads, config)
+
+
+def open_copier(model: bytes, place: Place) -> onnxruntime.InferenceSession:
+    """Open a small graph of ours that only copies, on the device of a model.
+
+    Raises:
+        DeviceError, EngineError: as :func:`open_session`.
+    """
+    return _open(model, "the graphs that copy keys and values", place, 1, {})
+
+
+def _open(
+    model: str | bytes, shown: object, place: Place, threads: int, config: dict[str, str]
+) -> onnxruntime.InferenceSession:
     ort = load_onnxruntime()
-    provider = PROVIDERS[device]
+    device, provider = place.device, PROVIDERS[place.device]
     if provider not in ort.get_available_providers():
         mend = cuda.clash() or f"run pip uninstall onnxruntime, then {cuda.GPU_COMMAND}"
         raise DeviceError(
@@ -152,33 +191,34 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors come back as exceptions; a library never prints
-    if record_assignment:
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if device == "cpu":
-        exact = "1" if products_saturate() else "0"
-        options.add_session_config_entry("session.x64quantprecision", exact)
-    else:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    arguments: dict[str, Any] = {}
+    if device == "cuda":
+        config = {**config, "session.disable_cpu_ep_fallback": "1"}
+        arguments["provider_options"] = [place.options.provider_options(ort.__version__)]
         cuda.preload(ort)
         missing = cuda.missing_libraries(cuda.wanted_major(ort))
         if missing:
             raise DeviceError(f"device {device!r} cannot be had: {cuda.explain(ort, missing)}")
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
     try:
         # Its own fallback would print, and go on elsewhere, here and whenever a run fails.
-        session = ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(
+            model, options, providers=[provider], enable_fallback=0, **arguments
+        )
     except Exception as error:  # onnxruntime raises many unrelated types
         if "fallback to CPU EP has been explicitly disabled" in str(error):
             raise DeviceError(
                 f"device {device!r} was asked for, but onnxruntime {ort.__version__} would run "
-                f"part of {path} on the CPU: the provider could not start (driver, GPU), or has no "
-                "kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
+                f"part of {shown} on the CPU: the provider could not start (driver, GPU), or has "
+                "no kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
             ) from error
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {shown}: {error}") from error
     actual = session.get_providers()
     if actual[:1] != [provider]:
         raise DeviceError(
             f"device {device!r} was asked for, but onnxruntime put the session on "
             f"{', '.join(actual)}; check the CUDA and cuDNN libraries, or pass device='cpu'"
         )
-    logger.debug("opened %s on %s", path, actual)
+    logger.debug("opened %s on %s", shown, actual)
     return session

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -40,6 +40,13 @@ SMALL_FILE_BYTES: Final = 64 * 1024 * 1024  # hashed at every start; takes some 
 PREFERRED: Final[dict[str, tuple[str, ...]]] = {
     "cpu": ("int8", "int4", "fp32", "bf16", "fp16"),
     "cuda": ("fp16", "bf16", "int4", "fp32", "int8"),
+}
+
+# what runs on the CPU besides its own variants: onnxruntime widens what it has no kernel for
+CHECKED_ON_CPU: Final = (("cuda", "fp16"),)
+ADD_COMMAND: Final = {
+    "cpu": "prm-edge export CHECKPOINT PACKAGE --add",
+    "cuda": "prm-edge export CHECKPOINT PACKAGE --add --target cuda",
 }
 
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
@@ -139,6 +146,8 @@ def open_package(path: str | os.PathLike[str], *, verify: str = "auto") -> Packa
 def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Variant:
     """The variant ``name``, or the best one for ``device`` (``cpu`` or ``cuda``) when it is None.
 
+    The fp16 graph of a GPU also runs on the CPU when both are named: slowly, and for checks.
+
     Raises:
         ConfigError: another device.
         VariantError: no such variant, or none that runs on this device.
@@ -148,6 +157,8 @@ def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Vari
     fitting = [variant for variant in manifest.variants if variant.device == device]
     if name is not None:
         variant = _named(manifest, name)
+        if device == "cpu" and (variant.device, variant.precision) in CHECKED_ON_CPU:
+            return replace(variant, device=device)
         if variant.device != device:
             others = ", ".join(v.name for v in fitting) or "none"
             raise VariantError(
@@ -159,8 +170,8 @@ def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Vari
     if not fitting:
         names = ", ".join(variant.name for variant in manifest.variants)
         raise VariantError(
-            f"package {manifest.name!r} has no variant for {device}, only {names}, and this "
-            "version exports for the CPU alone: pass device='cpu', or a package that has one"
+            f"package {manifest.name!r} has no variant for {device}, only {names}: pass "
+            f"device={manifest.variants[0].device!r}, or add one with {ADD_COMMAND[device]}"
         )
     order = PREFERRED[device]
     return min(fitting, key=lambda variant: order.index(variant.precision))

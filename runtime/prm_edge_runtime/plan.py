@@ -9,6 +9,9 @@ of T tokens costs as much time as T + 8 to a few percent, whether they are one r
 rows of 8 tokens are worth running together (0.55 of the time), of 16 to 24 (0.8), of 32 (0.85), of
 64 no more; and everything here follows from that one number. Candidates packed into one row were
 twice as slow in the attention as separate runs, so that is not among the ways.
+
+A device has its own numbers, :data:`.engine.LIMITS`: on a GPU a run costs more tokens, so that rows
+of very different lengths are padded together.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from typing import Final
 
 from .cache import common_length
 from .encoding import Encoded
-from .engine import RUN_TOKENS
+from .engine import LIMITS, Limits
 
-RUN_COST: Final = 8  # tokens: what starting a run costs, measured as above
+CPU: Final = LIMITS["cpu"]
+RUN_COST: Final = CPU.run_cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,9 @@ class Group:
     padded: bool
 
 
-def plan(records: Sequence[Encoded], *, chain_all: bool = False) -> list[Group]:
+def plan(
+    records: Sequence[Encoded], *, chain_all: bool = False, limits: Limits = CPU
+) -> list[Group]:
     """Group records that each end at their last read position; those without any are left out.
 
     Sorted by their tokens, each record has as much in common with the one before it as with any
@@ -44,7 +50,8 @@ def plan(records: Sequence[Encoded], *, chain_all: bool = False) -> list[Group]:
     for index in order:
         last = chains[-1][-1] if chains else None
         # in common by less than a run costs: better without
-        if last is not None and (common_length(records[last].ids, records[index].ids) > RUN_COST):
+        common = 0 if last is None else common_length(records[last].ids, records[index].ids)
+        if common > limits.run_cost:
             chains[-1].append(index)
         else:
             chains.append([index])
@@ -52,22 +59,22 @@ def plan(records: Sequence[Encoded], *, chain_all: bool = False) -> list[Group]:
         index
         for chain in chains
         for index in chain
-        if len(chain) == 1 and len(records[index].ids) <= RUN_TOKENS and not chain_all
+        if len(chain) == 1 and len(records[index].ids) <= limits.run_tokens and not chain_all
     ]
     single = set(alone)
     return [
         Group(indices=tuple(chain), padded=False) for chain in chains if chain[0] not in single
-    ] + _padded(records, alone)
+    ] + _padded(records, alone, limits)
 
 
-def _padded(records: Sequence[Encoded], alone: Sequence[int]) -> list[Group]:
+def _padded(records: Sequence[Encoded], alone: Sequence[int], limits: Limits) -> list[Group]:
     """Put records of like length together; a row's padding must cost less than a run."""
     groups: list[list[int]] = []
     width = 0
     for index in sorted(alone, key=lambda index: -len(records[index].ids)):
         length = len(records[index].ids)
-        fits = groups and (len(groups[-1]) + 1) * width <= RUN_TOKENS
-        if fits and width - length < RUN_COST:
+        fits = groups and (len(groups[-1]) + 1) * width <= limits.run_tokens
+        if fits and width - length < limits.run_cost:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -37,7 +37,7 @@ def run_records(
     """Run records, each of which ends at its last read position; one without any is not run."""
     nothing = RecordRun(logits=np.zeros((0, logits), dtype=np.float32), n_tokens_run=0)
     found = [nothing] * len(records)
-    for group in plan(records, chain_all=prefixes is not None):
+    for group in plan(records, chain_all=prefixes is not None, limits=engine.limits):
         members = [records[index] for index in group.indices]
         if group.padded:
             rows = engine.run_rows([(record.ids, record.reads) for record in members])

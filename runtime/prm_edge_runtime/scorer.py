@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 from . import ort, scoring, selftest
 from .awaiting import run_in_thread
 from .choice import EMBEDDED, choose, device_asked, package_path
+from .cuda_options import CudaOptions, cuda_options
 from .domain import Domain, GuardedTrack, embedded_domain
 from .encoding import RecipeEncoder, check_steps, check_text
 from .engine import DecoderEngine, Engine, open_engine
@@ -66,6 +67,8 @@ class Scorer:
         self._variant = variant
         self._engine: Engine | None = engine
         self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
+        if variant.prefix is not None:
+            self._encoder.check_opening(variant.prefix.ids)
         limit = limit_bytes(prefix_cache_mb)
         self._prefixes = PrefixCache(limit) if limit and isinstance(engine, DecoderEngine) else None
 
@@ -81,6 +84,7 @@ class Scorer:
         self_test: bool = False,
         force: bool = False,
         prefix_cache_mb: float = 0,
+        cuda: CudaOptions | None = None,
     ) -> Scorer:
         """Open a package and its best variant for the device.
 
@@ -88,14 +92,18 @@ class Scorer:
             path: package folder; without one ``PRM_EDGE_PACKAGE``, else the embedded default.
             device: ``cpu``; ``cuda``, which never falls back; or ``auto``, which takes CUDA when
                 the package and the machine have it. Without one ``PRM_EDGE_DEVICE``, else auto.
-            variant: a variant's name, instead of the best one for the device.
+            variant: a variant's name, instead of the best one for the device. The fp16 variant of
+                a GPU runs on the CPU too when ``device="cpu"`` is said, to check it.
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
             self_test: score the package's stored cases first and compare with torch's scores.
             force: with the embedded default, score what is plainly outside its domain too;
                 without it such records get None and the status ``out_of_domain``.
             prefix_cache_mb: memory for what calls after this one may have in common with those
-                before, 0 for none. Changes no score; see :attr:`prefix_cache`.
+                before, 0 for none. Changes no score; see :attr:`prefix_cache`. On CUDA it is memory
+                of the GPU.
+            cuda: which GPU, how much of its memory, which stream; without it ``PRM_EDGE_CUDA``,
+                as in ``gpu=1,memory_limit_mb=6000``, else the defaults.
 
         Raises:
             PackageError: no such package, damaged files, or no variant for this device.
@@ -113,6 +121,7 @@ class Scorer:
             "source": source,
             "force": force,
             "prefix_cache_mb": prefix_cache_mb,
+            "cuda": cuda_options(cuda),
         }
         try:
             scorer = cls.from_package(package, chosen, **options)
@@ -144,6 +153,7 @@ class Scorer:
         source: str = "argument",
         force: bool = False,
         prefix_cache_mb: float = 0,
+        cuda: CudaOptions | None = None,
     ) -> Scorer:
         """Run one variant of a package that is open already.
 
@@ -156,6 +166,7 @@ class Scorer:
             variant,
             logits=package.manifest.recipe.logits,
             threads=ort.thread_count(threads),
+            options=cuda_options(cuda),
         )
         # who names a package knows what it is for; who takes the default may not
         domain = embedded_domain(package) if source == EMBEDDED and not force else None

@@ -124,6 +124,28 @@ def chain(context: Context) -> str:
             return f"{text}={shown}"
 
 
+def _digits(context: Context, counts: tuple[int, ...]) -> int:
+    count = context.rng.choice(counts)
+    return context.rng.randint(10 ** (count - 1) if count > 1 else 2, 10**count - 1)
+
+
+def drill(context: Context) -> str:
+    """A true chain of one operation, operands spread evenly: what school sums seldom repeat."""
+    kind = context.rng.random()
+    if kind < 0.3:
+        a, b = _digits(context, (1, 2, 2, 2, 3)), _digits(context, (1, 2, 2, 2, 3))
+        return f"{a}+{b}={a + b}"
+    if kind < 0.6:
+        a, b = _digits(context, (1, 2, 2, 2, 3)), _digits(context, (1, 2, 2, 2, 3))
+        if context.chance(0.85):
+            a, b = max(a, b), min(a, b)
+        return f"{a}-{b}={a - b}"
+    a, b = _digits(context, (1, 1, 2, 2, 2, 3)), _digits(context, (1, 1, 1, 2))
+    if context.chance(0.5):
+        a, b = b, a
+    return f"{a}*{b}={a * b}" if kind < 0.85 else f"{a * b}/{b}={a}"
+
+
 def _reduce(context: Context, text: str) -> str | None:
     """Work out one operation of an expression, in the right order; None when none is left."""
     rng = context.rng

@@ -39,9 +39,13 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "quadratic": (systems.quadratic, 6),
 }
 # Trained on and never measured: sums alone, the densest lesson in digits there is.
-LESSONS: dict[str, tuple[Family, float]] = {"sums": (worded.sums, 6)}
+LESSONS: dict[str, tuple[Family, float]] = {
+    "sums": (worded.sums, 6),
+    "drills": (worded.drills, 12),
+}
 EARLY = {
-    "sums": 45,
+    "sums": 25,
+    "drills": 60,
     "linear": 16,
     "draft": 3,
     "tutor": 12,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from .algebra import decimal, terminates, value
-from .arithmetic import chain
+from .arithmetic import chain, drill
 from .corrupt import break_chain
 from .records import Context, Line, Solution, slip_at
 from .stories import DERIVED, ENDS, FRAMES, GENERIC, NAMES, STARTS, STORIES, THINGS
@@ -168,13 +168,20 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
     return Solution(problem or "Work it out.", tuple(out), "story/sentences")
 
 
-def sums(context: Context, error_chance: float) -> Solution:
+def drills(context: Context, error_chance: float) -> Solution:
+    """Bare sums of one operation, operands spread evenly."""
+    return sums(context, error_chance, drill)
+
+
+def sums(
+    context: Context, error_chance: float, write: Callable[[Context], str] = chain
+) -> Solution:
     """Bare sums, one a line: the arithmetic with half the tokens of a sentence."""
     rng = context.rng
     style = make_style(context, numeric=True)
     out: list[Line] = []
     for _ in range(rng.randint(4, 10)):
-        text, good, error = chain(context), True, "none"
+        text, good, error = write(context), True, "none"
         right = text
         change = break_chain(rng, text) if rng.random() < error_chance else None
         if change:

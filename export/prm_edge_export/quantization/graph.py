@@ -6,7 +6,7 @@ M = B * S, K inputs, N outputs, V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,20 +17,19 @@ from onnx import TensorProto, helper
 from prm_edge_runtime import contract
 
 from ..checkpoint import Tensors
-from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder
+from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder, Weight
 from ..heads import EMBEDDING, Head
 from ..model_config import DecoderConfig
 from ..weights import WeightFile
 from .calibration import Calibration
 from .choose import Plan
-from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, layer_prefix
-from .weights import BLOCK, LEVELS, SECOND
+from .kinds import BLOCKS, FP32, INT4, INT8, INT8X2, UNITS, layer_prefix
+from .weights import BLOCKS4, BLOCKS8, LEVELS, SECOND, BlockForm
 
 Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
 _ZERO: Final = 128
 _SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
-_ROWS_AT_ONCE: Final = 8192
 
 
 def build_quantized(
@@ -90,31 +89,33 @@ class QuantizedBuilder(DecoderBuilder):
                        |                               * -> (B,S,H)
                        +-> Gather(scales (V,1)) -------+
         """
-        table = super().read(EMBEDDING, self.config.vocab, self.config.hidden)
-        values = np.empty(table.shape, dtype=np.int8)
-        scales = np.empty((len(table), 1), dtype=np.float32)
-        for start in range(0, len(table), _ROWS_AT_ONCE):  # no second table in float32
-            rows = table[start : start + _ROWS_AT_ONCE]
-            scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
-            scales[start : start + _ROWS_AT_ONCE] = scale
-            values[start : start + _ROWS_AT_ONCE] = np.rint(rows / scale)
+        shape = (self.config.vocab, self.config.hidden)
+        scales = np.empty((shape[0], 1), dtype=np.float32)
+
+        def rounded() -> Iterator[NDArray[np.int8]]:
+            start = 0
+            for rows in self.tensors.row_blocks(EMBEDDING, shape):
+                scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
+                scales[start : start + len(rows)] = scale
+                start += len(rows)
+                yield np.rint(rows / scale).astype(np.int8)
+
+        values = self.rows("embedding", shape, np.int8, rounded())
         ids = contract.INPUT_IDS.name
-        picked = self.node(
-            "Gather", [self.constant("embedding", values), ids], ["embedded.int8"], axis=0
-        )
+        picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
         floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
         scale = self.node(
             "Gather", [self.constant("embedding.scales", scales), ids], ["embedded.scale"], axis=0
         )
         return self.node("Mul", [floats, scale], ["embedded"])
 
-    def _linear(self, name: str, source: str, weight: NDArray[Any], bias: Any = None) -> str:
+    def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         kind = self._kinds[name]
         if kind == FP32:
             return super()._linear(name, source, weight, bias)
-        emit = {INT8: self._int8, INT8X2: self._int8_twice, BLOCKS: self._blocks}[kind]
+        emit = EMITTERS[kind]
         with np.load(self._calibration.stored[name]) as stored:
-            out = emit(name, source, stored)
+            out = emit(self, name, source, stored)
         if bias is None:
             return out
         return self.node("Add", [out, self.constant(f"{name}.bias", bias)], [f"{name}.biased"])
@@ -234,8 +235,8 @@ class QuantizedBuilder(DecoderBuilder):
         self._shared.add(name)
         return self.constant(name, array)
 
-    def _blocks(self, name: str, source: str, stored: Stored) -> str:
-        """Weights in 8-bit blocks; the operator rounds activations in blocks too."""
+    def _blocks(self, name: str, source: str, stored: Stored, form: BlockForm = BLOCKS8) -> str:
+        """Weights in blocks; the operator rounds activations to 8 bits in blocks too."""
         outputs = len(stored["blocks"])
         return self.node(
             "MatMulNBits",
@@ -248,7 +249,19 @@ class QuantizedBuilder(DecoderBuilder):
             MICROSOFT,
             K=len(stored["int8"]),
             N=outputs,
-            bits=8,
-            block_size=BLOCK,
+            bits=form.bits,
+            block_size=form.block,
             accuracy_level=4,
         )
+
+    def _blocks4(self, name: str, source: str, stored: Stored) -> str:
+        return self._blocks(name, source, stored, BLOCKS4)
+
+
+# kind -> how its product is written
+EMITTERS: Final[dict[str, Callable[[QuantizedBuilder, str, str, Stored], str]]] = {
+    INT8: QuantizedBuilder._int8,
+    INT8X2: QuantizedBuilder._int8_twice,
+    BLOCKS: QuantizedBuilder._blocks,
+    INT4: QuantizedBuilder._blocks4,
+}

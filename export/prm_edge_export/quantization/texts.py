@@ -45,9 +45,9 @@ def load_solutions(
             f"{where} hold {len(calibration)} worked solutions, int8 needs at least {FEWEST} to "
             "calibrate on; give more with --calibration"
         )
-    _refuse_shared(calibration, verification, where, "the verification texts", "--calibration")
-    _refuse_shared(search, verification, "the plan's texts", "the verification texts", "--verify")
-    _refuse_shared(calibration, search, where, "the plan's texts", "--calibration")
+    refuse_shared(calibration, verification, where, "the verification texts", "--calibration")
+    refuse_shared(search, verification, "the plan's texts", "the verification texts", "--verify")
+    refuse_shared(calibration, search, where, "the plan's texts", "--calibration")
     encoded = [encoder.encode(text.problem, text.steps) for text in calibration]
     for text, record in zip(calibration, encoded, strict=True):
         if len(record.ids) > max_tokens:
@@ -69,9 +69,14 @@ def load_solutions(
     )
 
 
-def _refuse_shared(
+def refuse_shared(
     one: Sequence[Text], other: Sequence[Text], what: str, there: str, option: str
 ) -> None:
+    """Refuse solutions that are in two sets of which one judges what the other made.
+
+    Raises:
+        CheckpointError: naming the first of them and the option that gives them.
+    """
     known = {(text.problem, text.steps) for text in other}
     shared = [text for text in one if (text.problem, text.steps) in known]
     if shared:

@@ -1,0 +1,160 @@
+"""What is timed on a GPU, by prm-edge and by torch: what gpu_smoke.py and gpu_peers.py share.
+
+Texts are made to have a number of tokens; prm-edge is given the texts, torch the token ids, so that
+tokenizing counts against prm-edge alone. Medians of the rounds, the first of which is not counted.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prm_edge_runtime import Scorer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import checkpoints
+
+WORDS: Final = ("12 apples cost $3", "so x = 4", "2x + 3 = 11", "Solve it", "that is 5 * 7 = 35")
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A problem and steps, and what they are encoded to: ids (T,), read positions (N,)."""
+
+    problem: str
+    steps: tuple[str, ...]
+    ids: Ids
+    reads: Ids
+
+
+def make_checkpoint(folder: Path, **shape: Any) -> Path:
+    """A random Qwen2 of some shape with a small vocabulary, as TRL's PRMTrainer saves it."""
+    return checkpoints.trl_qwen2(folder, initializer_range=0.02, **shape)
+
+
+def record(scorer: Scorer, rng: random.Random, *, prompt: int, steps: Sequence[int]) -> Record:
+    """A record whose problem and steps have about so many tokens."""
+    encoder = scorer._encoder
+
+    def text(tokens: int, length: Callable[[str], int]) -> str:
+        said = ""
+        while length(said) < tokens:
+            said += f" {rng.choice(WORDS)}."
+        return said
+
+    problem = text(prompt, lambda said: len(encoder.encode_prompt(said)))
+    given = tuple(text(n, lambda said: len(encoder.encode_step(said))) for n in steps)
+    encoded = encoder.encode(problem, given)
+    return Record(problem=problem, steps=given, ids=encoded.ids, reads=encoded.reads)
+
+
+def median_s(run: Callable[[], object], rounds: int) -> float:
+    """Seconds of one run: what it returns must be on the host, so that nothing is still running."""
+    run()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+class Torch:
+    """transformers' own token classifier, with or without its KV cache managed by hand."""
+
+    def __init__(
+        self, checkpoint: Path, device: str, dtype: Any, *, compiled: bool = False
+    ) -> None:
+        from transformers import AutoModelForTokenClassification
+
+        # sdpa is what transformers takes when nothing is said; said, so that it stays
+        model = AutoModelForTokenClassification.from_pretrained(
+            checkpoint, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.model: Any = model.to(device).eval()
+        self.device = device
+        if compiled:
+            self.model = torch.compile(self.model, dynamic=True)
+
+    def _ids(self, ids: Any) -> torch.Tensor:
+        return torch.as_tensor(ids, device=self.device)
+
+    @torch.inference_mode()
+    def solution(self, one: Record) -> NDArray[np.float32]:
+        """Logits of one record. -> (N, C)"""
+        logits = self.model(input_ids=self._ids(one.ids)[None], use_cache=False).logits[0]
+        found: NDArray[np.float32] = logits[self._ids(one.reads)].float().cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def many(self, records: Sequence[Record], rows: int = 16) -> list[NDArray[np.float32]]:
+        """Logits of records, those of like length padded together."""
+        found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(records)
+        order = sorted(range(len(records)), key=lambda index: len(records[index].ids))
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            width = len(records[chosen[-1]].ids)
+            ids = np.zeros((len(chosen), width), dtype=np.int64)
+            for row, index in enumerate(chosen):
+                ids[row, : len(records[index].ids)] = records[index].ids
+            # causal, and padded behind what is read: no mask is needed, and none is faster
+            logits = self.model(input_ids=self._ids(ids), use_cache=False).logits
+            for row, index in enumerate(chosen):
+                found[index] = logits[row, self._ids(records[index].reads)].float().cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def stepper(self, context: Ids, step: Ids) -> Callable[[], float]:
+        """A step after a context that is in the cache already."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        self.model(input_ids=self._ids(context)[None], past_key_values=cache, use_cache=True)
+
+        @torch.inference_mode()
+        def run() -> float:
+            logits = self.model(
+                input_ids=self._ids(step)[None], past_key_values=cache, use_cache=True
+            ).logits
+            cache.crop(-len(step))
+            return float(logits[0, -1, 0])
+
+        return run
+
+
+def step_case(scorer: Scorer, one: Record) -> Callable[[], float]:
+    """The last step of a record, after a session has taken all before it."""
+    session = scorer.session(one.problem)
+    for step in one.steps[:-1]:
+        session.add(step)
+    return lambda: session.peek([one.steps[-1]])[0]
+
+
+def step_ids(one: Record) -> tuple[Ids, Ids]:
+    """The same for torch: what is there, and the step's own tokens."""
+    at = int(one.reads[-2]) + 1
+    return one.ids[:at], one.ids[at : int(one.reads[-1]) + 1]
+
+
+def largest_dp(scorer: Scorer, reference: Torch, records: Sequence[Record]) -> tuple[float, float]:
+    """Largest and mean difference of scores from torch's."""
+    from prm_edge_runtime import scoring
+
+    differences = []
+    for one in records:
+        ours = np.array(scorer.score(one.problem, one.steps).scores, dtype=float)
+        theirs = scoring.scores_from_logits(reference.solution(one), scorer.recipe.score)
+        differences.append(abs(ours - theirs))
+    joined = np.concatenate(differences)
+    return float(joined.max()), float(joined.mean())

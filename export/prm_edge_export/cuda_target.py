@@ -1,0 +1,204 @@
+"""A variant for a GPU: its precision from what the model's values reach, its graph, its check.
+
+In: a plan and worked solutions. Out: the graph, and a scorer on it for the proof: on the GPU where
+there is one, else on the CPU, and it says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from prm_edge_runtime import Scorer, ort
+from prm_edge_runtime.errors import CheckpointError, DeviceError, ProofError, UnsupportedError
+from prm_edge_runtime.manifest import TOKENIZER_NAME
+from prm_edge_runtime.package import Package
+
+from . import proof, ranges
+from .graph import GRAPH_NAME
+from .half import BF16, FP16, build_half
+from .package_files import listed_files
+from .plan import Plan
+from .quantization.layers import LayerRunner
+from .quantization.texts import CALIBRATION, refuse_shared
+from .ranges import Folds
+from .reference import refuse_unused
+
+GPU: Final = "the graph itself, on this machine's GPU"
+ROUNDED: Final = "a float32 graph on the CPU with the same weights and each node's result rounded"
+CHECKS: Final = {
+    # between two nodes that it computes in float32 onnxruntime does not round: not enough alone
+    FP16: f"{ROUNDED} to float16, and the graph itself there",
+    BF16: f"{ROUNDED} to bfloat16",
+}
+# of disk for each parameter: the graph, and the one that it is checked with
+BYTES: Final = {FP16: 6, BF16: 6}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Half:
+    """What was decided from the measured ranges, and the reference's answers for the proof."""
+
+    precision: str
+    folds: Folds
+    reference: proof.Reference
+    report: dict[str, Any]
+
+
+def decide(
+    plan: Plan, texts: Sequence[proof.Text], scratch: Path, *, open_choice: bool, say: Say
+) -> Half:
+    """Measure the model and choose float16, folded where it must be, or bfloat16.
+
+    ``open_choice``: whether the user left the precision open.
+
+    Raises:
+        CheckpointError: as reading the weights, or when there are no texts to measure on.
+        UnsupportedError: when float16 was asked for and cannot hold the values.
+    """
+    assert plan.decoder is not None  # the plan refused every other backend
+    measured, digest = _records(plan, texts)
+    proven = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+    proven = [record for record in proven if len(record.ids) <= plan.max_tokens]
+    found, reference = ranges.measure(
+        LayerRunner(plan.decoder, plan.head, plan.checkpoint.tensors, scratch=scratch),
+        plan.decoder,
+        [*measured, *proven],
+        len(measured),
+        lambda done, total: say(f"ranges and reference: layer {done} of {total}"),
+    )
+    largest, where = max((size, found.worst[at]) for at, size in found.largest.items())
+    folds, beyond = ranges.fold(found)
+    precision = plan.options.precision
+    said = f"largest value {largest:.3g} ({where}), float16 holds {ranges.LARGEST:.0f}"
+    if precision == FP16 and beyond:
+        reason = f"no folding brings it into float16: {beyond[0]}"
+        if not open_choice:
+            raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
+        precision = BF16
+        say(f"precision: bf16 ({said}; {reason})")
+    elif precision == FP16:
+        what = _described(folds) if folds else "nothing needs folding"
+        say(f"precision: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit; {what})")
+    else:
+        say(f"precision: bf16, as asked ({said})")
+    folds = folds if precision == FP16 else Folds()
+    report = {
+        "largest": largest,
+        "where": where,
+        "by_part": {
+            part: max(sizes.values())
+            for part in (ranges.STREAM, ranges.VALUES, ranges.PRODUCT, ranges.FIXED)
+            if (sizes := found.of(part))
+        },
+        "beyond_float16": beyond,
+        "folds": {
+            "stream": folds.stream,
+            "values": {str(layer): bits for layer, bits in folds.values.items()},
+            "products": {str(layer): bits for layer, bits in folds.products.items()},
+        },
+        "calibration_texts": digest,
+    }
+    return Half(precision=precision, folds=folds, reference=reference, report=report)
+
+
+def _records(plan: Plan, texts: Sequence[proof.Text]) -> tuple[list[Any], str]:
+    given, digest = proof.texts_for(plan.recipe, plan.options.calibration, (CALIBRATION,))
+    where = str(plan.options.calibration or "the bundled calibration texts")
+    refuse_shared(given, texts, where, "the verification texts", "--calibration")
+    encoded = [plan.encoder.encode(text.problem, text.steps) for text in given]
+    fitting = [record for record in encoded if len(record.ids) <= plan.max_tokens]
+    if not fitting:
+        raise CheckpointError(
+            f"every solution of {where} is longer than the model's {plan.max_tokens} tokens; give "
+            "shorter ones with --calibration"
+        )
+    return fitting, digest
+
+
+def _described(folds: Folds) -> str:
+    parts = [f"the residual stream by 2^-{folds.stream}"] if folds.stream else []
+    for what, bits in (("attention values", folds.values), ("inputs of down_proj", folds.products)):
+        if bits:
+            parts.append(f"{what} of {len(bits)} layers by up to 2^-{max(bits.values())}")
+    return f"folded, exactly: {', '.join(parts)}"
+
+
+def build(plan: Plan, half: Half, folder: Path, say: Say) -> None:
+    """Write the variant's graph.
+
+    Raises:
+        CheckpointError, UnsupportedError: as :func:`.half.build_half`.
+    """
+    _build(
+        plan,
+        half,
+        folder,
+        lambda done, total: say(f"graph: layer {done} of {total}"),
+        widened=False,
+    )
+    for name in refuse_unused(plan.checkpoint.tensors):
+        say(f"not needed for scores: {name}")
+
+
+def _build(
+    plan: Plan, half: Half, folder: Path, progress: Callable[[int, int], None], *, widened: bool
+) -> None:
+    assert plan.decoder is not None  # as in decide
+    build_half(
+        plan.decoder,
+        plan.head,
+        plan.checkpoint.tensors,
+        folder,
+        precision=half.precision,
+        folds=half.folds,
+        max_tokens=plan.max_tokens,
+        widened=widened,
+        progress=progress,
+    )
+
+
+def open_for_proof(
+    plan: Plan, half: Half, package: Package, scratch: Path, say: Say
+) -> tuple[Scorer, str]:
+    """A scorer that does what the variant does, and what it is; ``scratch`` must outlive it.
+
+    Raises:
+        EngineError: when onnxruntime cannot load the graph.
+    """
+    variant = package.manifest.variants[0]
+    if ort.cuda_available():
+        try:
+            return Scorer.from_package(package, variant), GPU
+        except DeviceError as error:
+            say(f"no GPU to prove it on: {error}")
+    _build(plan, half, scratch, lambda done, total: None, widened=True)
+    (scratch / TOKENIZER_NAME).write_bytes(plan.files.raw)
+    listed = replace(package.manifest, files=listed_files(scratch))
+    rounded = replace(variant, device="cpu", graph=GRAPH_NAME)
+    rounding = replace(package, root=scratch, manifest=listed)
+    return Scorer.from_package(rounding, rounded), CHECKS[half.precision]
+
+
+def check_itself(
+    plan: Plan, half: Half, package: Package, texts: Sequence[proof.Text]
+) -> dict[str, float]:
+    """Run the float16 graph itself on the CPU, which has no bfloat16, within the same budget.
+
+    Raises:
+        ProofError: over budget.
+    """
+    if half.precision != FP16:
+        return {}
+    variant = replace(package.manifest.variants[0], device="cpu")
+    with Scorer.from_package(package, variant) as scorer:
+        results = proof.compare(scorer, plan.encoder, half.reference, texts)
+        figures = proof.measure(results, scorer.threshold)
+    over = proof.check_budget(figures, results, FP16)
+    if over is not None and not plan.options.allow_drift:
+        raise ProofError(f"run on the CPU, the graph itself is {over}\nnothing was written")
+    return {"on_cpu_max_abs_dp": float(figures["max_abs_dp"])}

@@ -1,0 +1,121 @@
+"""How CUDA is used: which GPU, how much of its memory, on which stream.
+
+In: :class:`CudaOptions`, or ``PRM_EDGE_CUDA`` with the same names. Out: the provider options that
+onnxruntime takes. Imports nothing but this package's errors.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from .errors import ConfigError
+
+VARIABLE: Final = "PRM_EDGE_CUDA"
+# name -> onnxruntime's arena_extend_strategy
+ARENAS: Final = {"exact": "kSameAsRequested", "doubling": "kNextPowerOfTwo"}
+MAX_GPU: Final = 255
+MAX_MB: Final = 1 << 20
+# Set always. Products of the float32 head are not cut to TF32; before onnxruntime 1.27 the norm of
+# a half precision stream sums its squares in half precision, and overflows, unless it is strict.
+ALWAYS: Final = {"use_tf32": "0"}
+STRICT_BEFORE: Final = (1, 27)  # seen in the symbols of the libraries of 1.26, 1.27 and 1.31.1
+STRICT: Final = {"enable_skip_layer_norm_strict_mode": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaOptions:
+    """Options of the CUDA device; the defaults suit one model on one GPU.
+
+    ``gpu``: its number. ``memory_limit_mb``: of 1,000,000 bytes, for weights and working memory
+    (keys and values come on top); None for no limit. ``arena``: ``exact`` takes what is needed,
+    ``doubling`` takes ever larger pieces. ``stream``: address of a CUDA stream of yours to compute
+    on; None for its own. ``copy_on_stream``: whether copies wait for what is computed on it.
+    """
+
+    gpu: int = 0
+    memory_limit_mb: int | None = None
+    arena: str = "exact"
+    stream: int | None = None
+    copy_on_stream: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, smallest, largest, none in (
+            ("gpu", self.gpu, 0, MAX_GPU, False),
+            ("memory_limit_mb", self.memory_limit_mb, 1, MAX_MB, True),
+            ("stream", self.stream, 1, 2**64 - 1, True),
+        ):
+            if value is None and none:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                refuse = True
+            else:
+                refuse = value > largest
+            if refuse:
+                raise ConfigError(
+                    f"{name} must be a whole number from {smallest} to {largest}"
+                    f"{', or None' if none else ''}; got {repr(value)[:40]}"
+                )
+        if self.arena not in ARENAS:
+            raise ConfigError(f"arena must be one of {', '.join(ARENAS)}; got {self.arena!r}")
+        if not isinstance(self.copy_on_stream, bool):
+            raise ConfigError(
+                f"copy_on_stream must be True or False; got {repr(self.copy_on_stream)[:40]}"
+            )
+
+    def provider_options(self, version: str) -> dict[str, str]:
+        """What the CUDA provider of this onnxruntime takes."""
+        options = {
+            **ALWAYS,
+            "device_id": str(self.gpu),
+            "arena_extend_strategy": ARENAS[self.arena],
+            "do_copy_in_default_stream": "1" if self.copy_on_stream else "0",
+        }
+        if _release(version) < STRICT_BEFORE:
+            options |= STRICT
+        if self.memory_limit_mb is not None:
+            options["gpu_mem_limit"] = str(self.memory_limit_mb * 1_000_000)
+        if self.stream is not None:
+            options["user_compute_stream"] = str(self.stream)
+        return options
+
+
+def cuda_options(given: CudaOptions | None) -> CudaOptions:
+    """The argument, else ``PRM_EDGE_CUDA`` (``gpu=1,memory_limit_mb=6000``), else the defaults.
+
+    Raises:
+        ConfigError: when the variable names no option, or an impossible value.
+    """
+    if given is not None:
+        if not isinstance(given, CudaOptions):
+            raise ConfigError(f"cuda must be a CudaOptions, got {type(given).__name__}")
+        return given
+    known = {field.name: field.type for field in fields(CudaOptions)}
+    found: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
+        name, equals, text = part.partition("=")
+        if not equals or name not in known or name in found:
+            raise ConfigError(
+                f"{VARIABLE} must be a list as in gpu=1,memory_limit_mb=6000, each once, of "
+                f"{', '.join(known)}; got {part[:40]!r}"
+            )
+        found[name] = _value(name, text, str(known[name]))
+    return CudaOptions(**found)
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text not in ("0", "1"):
+            raise ConfigError(f"{VARIABLE}: {name} must be 0 or 1, got {text[:40]!r}")
+        return text == "1"
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{VARIABLE}: {name} must be a whole number, got {text[:40]!r}")
+    return int(text[:30])
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = [*version.split("."), "0"][:2]
+    return int(major), int(minor)

@@ -1,0 +1,455 @@
+"""Half precision for a GPU: chosen from measured values, folded exactly, proven on the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from int8_packages import SOLUTIONS, VERIFIED, write_texts
+from torch_reference import torch_scores
+
+from prm_edge_export import cuda_target, ranges
+from prm_edge_export.checkpoint import Checkpoint
+from prm_edge_export.graph import GRAPH_NAME
+from prm_edge_export.half import FORMATS, Format, HalfBuilder, build_half
+from prm_edge_export.heads import find_head
+from prm_edge_export.model_config import read_config
+from prm_edge_export.pipeline import export
+from prm_edge_export.plan import ExportOptions
+from prm_edge_export.ranges import Folds, Ranges, fold, watched
+from prm_edge_export.weights import WeightFile
+from prm_edge_runtime import Scorer, contract
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    EngineError,
+    ProofError,
+    UnsupportedError,
+    VariantError,
+)
+from prm_edge_runtime.package import open_package
+
+PROBLEM, STEPS = VERIFIED[0]["problem"], VERIFIED[0]["steps"]
+BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
+
+
+def export_half(checkpoint: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Export for CUDA with a handful of solutions; the report, with the lines that were said."""
+    texts = out.parent / "texts"
+    given: dict[str, Any] = {
+        "target": "cuda",
+        "separator": "\n",
+        "calibration": write_texts(texts / "calibration.jsonl", SOLUTIONS),
+        "verify": write_texts(texts / "verify.jsonl", VERIFIED),
+        **options,
+    }
+    lines: list[str] = []
+    result = export(ExportOptions(checkpoint=checkpoint, out=out, **given), lines.append)
+    return {**result.report, "lines": lines}
+
+
+def types(package: Path, variant: str) -> dict[str, int]:
+    """Initializer name -> element type."""
+    model = onnx.load(package / variant / GRAPH_NAME, load_external_data=False)
+    return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.trl_llama(tmp_path_factory.mktemp("half") / "tiny", **BIASED)
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("half") / "package"
+    verify = write_texts(out.parent / "verify.jsonl", VERIFIED)
+    export(ExportOptions(checkpoint=checkpoint, out=out, separator="\n", verify=verify))
+    export_half(checkpoint, out, add=True, verify=verify)
+    export_half(checkpoint, out, add=True, verify=verify, precision="bf16", allow_drift=True)
+    return out
+
+
+# --- what comes out
+
+
+def test_package_has_every_variant(package: Path) -> None:
+    manifest = open_package(package, verify="full").manifest
+    assert [v.name for v in manifest.variants] == ["cpu-fp32", "cuda-fp16", "cuda-bf16"]
+    assert [v.device for v in manifest.variants] == ["cpu", "cuda", "cuda"]
+    sizes = [manifest.files[f"{v.name}/model.onnx.data"].size for v in manifest.variants]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.3)  # tiny tensors are padded to pages
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_graph_is_half_and_its_head_is_not(package: Path, precision: str) -> None:
+    found = types(package, f"cuda-{precision}")
+    element = FORMATS[precision].element
+    for name in (
+        "embedding",
+        "model.layers.0.mlp.down_proj.weight",
+        "cos",
+        "layer.1.mlp_norm.gain",
+    ):
+        assert found[name] == element, name
+    for name in ("head.0.weight", "final_norm.gain"):
+        assert found[name] == onnx.TensorProto.FLOAT, name
+    variant = open_package(package).variant(f"cuda-{precision}")
+    model = onnx.load(package / variant.graph, load_external_data=False)
+    shape = (variant.layers, variant.kv_heads, variant.head_dim)
+    cache = FORMATS[precision].cache
+    declared = [tensor.type for tensor in contract.decoder_inputs(*shape, cache)]
+    numbers = {contract.INT64: 7, contract.INT32: 6, contract.FLOAT16: 10, contract.BFLOAT16: 16}
+    assert [v.type.tensor_type.elem_type for v in model.graph.input] == [
+        numbers[name] for name in declared
+    ]
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert not list(package.rglob("tmp*"))  # nothing of the check is left
+
+
+@pytest.mark.parametrize(
+    "make", [checkpoints.trl_qwen2, checkpoints.trl_qwen3, checkpoints.trl_phi3]
+)
+def test_fp16_is_close_to_torch(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make(tmp_path / "tiny")
+    report = export_half(folder, tmp_path / "p", trust_tokenizer_file=True)
+    assert report["variant"] == "cuda-fp16"
+    assert report["proof"]["checked"] == cuda_target.CHECKS["fp16"]
+    assert report["ranges"]["folds"] == {"stream": 0, "values": {}, "products": {}}
+    assert 0 < report["ranges"]["largest"] < 100
+    with Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16") as scorer:
+        ours = scorer.score(PROBLEM, STEPS).scores
+    if make is not checkpoints.trl_qwen2:  # whose tokenizer class encodes differently
+        np.testing.assert_allclose(ours, torch_scores(folder, PROBLEM, STEPS, "\n"), atol=5e-3)
+
+
+def test_fp16_variant_is_checked_on_the_cpu(package: Path) -> None:
+    with Scorer.load(package) as scorer:  # auto, and no GPU here
+        assert (scorer.device, scorer.variant) == ("cpu", "cpu-fp32")
+        exact = scorer.score(PROBLEM, STEPS).scores
+    with Scorer.load(package, device="cpu", variant="cuda-fp16", self_test=True) as scorer:
+        assert (scorer.device, scorer.variant) == ("cpu", "cuda-fp16")
+        half = scorer.score(PROBLEM, STEPS)
+        session = scorer.session(PROBLEM)
+        stepwise = [session.add(step) for step in STEPS if step.strip()]
+    assert half.scores != exact
+    np.testing.assert_allclose(half.scores, exact, atol=5e-3)
+    np.testing.assert_allclose(stepwise, half.scores, atol=5e-3)
+
+
+def test_fp16_cache_is_half_and_the_device_path_the_same(package: Path) -> None:
+    from prm_edge_runtime.engine import DecoderEngine, open_engine
+    from prm_edge_runtime.ort import Place, open_session
+    from prm_edge_runtime.package import choose_variant
+
+    opened = open_package(package)
+    variant = choose_variant(opened.manifest, device="cpu", name="cuda-fp16")
+    path = opened.path(variant.graph)
+    host = open_engine(path, variant, logits=2, threads=1)
+    session = open_session(path, device="cpu", threads=1)
+    device = DecoderEngine(session, variant, 2, Place(device="cpu"))
+    assert isinstance(host, DecoderEngine)
+    assert host.new_cache(4).kv.dtype == np.float16  # type: ignore[attr-defined]
+    ids = np.random.default_rng(0).integers(3, 200, 300)
+    reads = np.arange(300, dtype=np.int64)
+    assert host.run(ids, reads).tobytes() == device.run(ids, reads).tobytes()
+    assert host.run(ids[:64], reads[:64]).tobytes() == device.run(ids[:64], reads[:64]).tobytes()
+
+
+def test_bf16_needs_a_gpu(package: Path) -> None:
+    with pytest.raises(VariantError, match="'cuda-bf16' runs on cuda, and the device is cpu"):
+        Scorer.load(package, device="cpu", variant="cuda-bf16")
+
+
+def test_cuda_without_a_gpu_says_why(package: Path) -> None:
+    with pytest.raises(DeviceError, match=r"needs CUDAExecutionProvider|cannot be had"):
+        Scorer.load(package, device="cuda")
+
+
+def test_bf16_check_loses_what_torchs_bfloat16_does(package: Path, checkpoint: Path) -> None:
+    proof = open_package(package).variant("cuda-bf16").proof
+    assert proof["checked"] == cuda_target.CHECKS["bf16"]
+    model = checkpoints.LlamaForTokenClassification.from_pretrained(checkpoint)
+    errors = []
+    opened = open_package(package)
+    scorer = Scorer.from_package(opened, opened.variant("cpu-fp32"))
+    for text in VERIFIED:
+        encoded = scorer._encoder.encode(text["problem"], text["steps"])
+        ids, reads = torch.from_numpy(encoded.ids)[None], torch.from_numpy(encoded.reads)
+        with torch.inference_mode():
+            exact = model.to(torch.float32)(input_ids=ids).logits[0, reads]
+            rounded = model.to(torch.bfloat16)(input_ids=ids).logits[0, reads].float()
+        model = checkpoints.LlamaForTokenClassification.from_pretrained(checkpoint)
+        errors.append((exact - rounded).numpy())
+    torch_rms = float(np.sqrt(np.mean(np.concatenate(errors) ** 2))) / float(proof["logit_std"])
+    assert 0.4 * torch_rms < float(proof["logit_rel_rms"]) < 2.5 * torch_rms
+
+
+def test_report_says_what_was_measured(package: Path) -> None:
+    report = json.loads((package / "cuda-fp16/report.json").read_text())
+    assert set(report["ranges"]["by_part"]) == {
+        ranges.STREAM, ranges.VALUES, ranges.PRODUCT, ranges.FIXED,
+    }  # fmt: skip
+    assert report["ranges"]["largest"] == max(report["ranges"]["by_part"].values())
+    assert len(report["ranges"]["calibration_texts"]) == 64
+    assert "speed" not in report
+
+
+# --- planted outliers
+
+
+def plant(source: Path, target: Path, factors: dict[str, float]) -> Path:
+    """Copy a checkpoint with tensors multiplied; ``factors``: ending of the name -> factor."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (target / file.name).write_bytes(file.read_bytes())
+    tensors = checkpoints.read_tensors(source)
+    touched = set()
+    for name, tensor in tensors.items():
+        for ending, factor in factors.items():
+            if name.endswith(ending):
+                tensors[name] = tensor * factor
+                touched.add(ending)
+    assert touched == set(factors)
+    checkpoints.write_shards(target, tensors)
+    return target
+
+
+BIG = 2.0**15
+PLANTED: dict[str, dict[str, float]] = {
+    "products": {
+        "0.mlp.up_proj.weight": BIG, "0.mlp.up_proj.bias": BIG, "0.mlp.down_proj.weight": 1 / BIG,
+    },
+    "values": {
+        "1.self_attn.v_proj.weight": BIG, "1.self_attn.v_proj.bias": BIG,
+        "1.self_attn.o_proj.weight": 1 / BIG,
+    },
+    "stream": {
+        "embed_tokens.weight": BIG, "o_proj.weight": BIG, "o_proj.bias": BIG,
+        "down_proj.weight": BIG, "down_proj.bias": BIG,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_fp16_folds_what_would_overflow(what: str, checkpoint: Path, tmp_path: Path) -> None:
+    planted = plant(checkpoint, tmp_path / "planted", PLANTED[what])
+    report = export_half(planted, tmp_path / "p")
+    assert report["variant"] == "cuda-fp16"
+    folds = report["ranges"]["folds"]
+    assert bool(folds[what])
+    assert not any(folds[other] for other in folds if other != what)
+    assert report["ranges"]["largest"] > ranges.LIMIT
+    assert any(line.startswith("precision: fp16") and "folded" in line for line in report["lines"])
+    with Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16", self_test=True) as scorer:
+        ours = scorer.score(PROBLEM, STEPS).scores
+    np.testing.assert_allclose(ours, torch_scores(planted, PROBLEM, STEPS, "\n"), atol=5e-3)
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_fp16_without_folds_would_fail(
+    what: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = plant(checkpoint, tmp_path / "planted", PLANTED[what])
+    monkeypatch.setattr(ranges, "fold", lambda found: (Folds(), []))
+    with pytest.raises((ProofError, EngineError, UnsupportedError), match=r"fp16|finite|float16"):
+        export_half(planted, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+GATED = {"0.mlp.gate_proj.weight": BIG, "0.mlp.gate_proj.bias": BIG, "0.mlp.down_proj.weight": 1e-5}
+
+
+def test_bf16_is_chosen_where_no_fold_helps(checkpoint: Path, tmp_path: Path) -> None:
+    planted = plant(checkpoint, tmp_path / "planted", GATED)
+    report = export_half(planted, tmp_path / "p", allow_drift=True)
+    assert report["variant"] == "cuda-bf16"
+    said = next(line for line in report["lines"] if line.startswith("precision"))
+    assert "precision: bf16 (largest value" in said
+    assert "no folding brings it into float16: model.layers.0.mlp." in said
+    assert report["ranges"]["folds"] == {"stream": 0, "values": {}, "products": {}}
+    with pytest.raises(UnsupportedError, match=r"largest value .*; no folding .*--precision bf16$"):
+        export_half(planted, tmp_path / "q", precision="fp16")
+    assert not (tmp_path / "q").exists()
+
+
+def test_fp16_refuses_a_weight_beyond_its_range(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = checkpoints.read_tensors(checkpoint)
+    planted = plant(checkpoint, tmp_path / "planted", {"norm.weight": 1.0})
+    tensors["model.embed_tokens.weight"][1] = 1e5  # of a token that no text has
+    checkpoints.write_shards(planted, tensors)
+    with pytest.raises(UnsupportedError, match=r"embedding holds the weight 1e\+05, .*bf16"):
+        export_half(planted, tmp_path / "p")
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Path) -> Any:
+    return Checkpoint(checkpoint)
+
+
+def build_fp32(opened: Any, folder: Path, folds: Folds) -> Any:
+    """The logits of the half builder's graph in float32, where every fold must be exact."""
+    config = read_config(opened.config)
+    head = find_head(opened.tensors)
+    assert head is not None
+    form = Format(dtype=np.float32, element=onnx.TensorProto.FLOAT, cache=contract.FLOAT)
+    folder.mkdir(parents=True)
+    with WeightFile(folder / "model.onnx.data") as weights:
+        builder = HalfBuilder(config, opened.tensors, weights, form, folds)
+        builder.build(head, 64, lambda done, total: None)
+        model = builder.model(head)
+    (folder / GRAPH_NAME).write_bytes(model.SerializeToString())
+    from prm_edge_runtime.engine import open_engine
+    from prm_edge_runtime.manifest import Variant
+
+    variant = Variant(
+        name="x", device="cpu", precision="fp32", interface="decoder", graph=GRAPH_NAME, files=(),
+        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, proof={},
+    )  # fmt: skip
+    engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=1)
+    return engine.run(np.arange(3, 40, dtype=np.int64), np.arange(37, dtype=np.int64))
+
+
+BITS = st.integers(0, 12)
+
+
+@settings(max_examples=8, deadline=None)
+@given(stream=BITS, values=st.dictionaries(st.integers(0, 1), BITS),
+       products=st.dictionaries(st.integers(0, 1), BITS))  # fmt: skip
+def test_folds_are_exact(
+    stream: int,
+    values: dict[int, int],
+    products: dict[int, int],
+    opened: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = tmp_path_factory.mktemp("folds")
+    plain = build_fp32(opened, root / "plain", Folds())
+    folded = build_fp32(
+        opened, root / "folded", Folds(stream=stream, values=values, products=products)
+    )
+    assert folded.tobytes() == plain.tobytes()
+
+
+# --- how it is decided
+
+
+def test_fold_takes_the_fewest_bits() -> None:
+    found = Ranges()
+    for layer, size in enumerate((1.0, ranges.LIMIT, ranges.LIMIT * 1.01, ranges.LIMIT * 4)):
+        found.add(layer, ranges.PRODUCT, "p", torch.tensor([-size]))
+        found.add(layer, ranges.STREAM, "s", torch.tensor([size / 4]))
+    found.add(0, ranges.FIXED, "f", torch.tensor([ranges.LIMIT]))
+    assert fold(found) == (Folds(products={2: 1, 3: 2}), [])
+    found.add(0, ranges.FIXED, "gate", torch.tensor([2 * ranges.LIMIT]))
+    found.add(1, ranges.STREAM, "stream", torch.tensor([ranges.LIMIT * 2.0**13]))
+    folds, beyond = fold(found)
+    assert folds.stream == 13
+    assert beyond == ["stream reaches 1.34e+08", "gate reaches 3.28e+04"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_fold_refuses_what_is_not_finite(value: float) -> None:
+    found = Ranges()
+    found.add(0, ranges.STREAM, "there", torch.tensor([value, 1.0]))
+    assert len(fold(found)[1]) == 1
+
+
+@torch.no_grad()
+def test_watched_looks_at_tokens_alone() -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = LlamaMLP(LlamaConfig(**checkpoints.sizes(8)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.mlp(x)
+            return out
+
+    torch.manual_seed(0)
+    layer = Layer()
+    x = torch.randn(2, 5, 64)
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    valid[1, 3:] = False
+    config = read_config(_llama_config())
+    sizes = []
+    for factor in (1.0, 1e6):
+        x[1, 3:] = factor
+        found = Ranges()
+        with watched(layer, 0, config, found, valid):
+            layer(x)
+        sizes.append(found.largest)
+        expected = layer.mlp.up_proj(x[valid]).abs().max()
+        product = layer.mlp.act_fn(layer.mlp.gate_proj(x[valid])) * layer.mlp.up_proj(x[valid])
+        largest = max(float(expected), float(product.abs().max()))
+        assert found.largest[0, ranges.PRODUCT] == pytest.approx(largest, rel=1e-5)
+    assert sizes[0] == pytest.approx(sizes[1])
+    assert not layer.mlp.up_proj._forward_hooks
+
+
+def _llama_config() -> dict[str, Any]:
+    from transformers import LlamaConfig
+
+    return {**LlamaConfig(**checkpoints.sizes(8)).to_dict(), "model_type": "llama"}
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"precision": "fp32"}, ConfigError, "cuda is for --precision fp16 or bf16, got fp32"),
+        ({"precision": "int8"}, ConfigError, "int8 is for the CPU, got --target cuda"),
+        (
+            {"target": "cpu", "precision": "fp16"},
+            ConfigError,
+            "cpu is for --precision fp32 or int8",
+        ),
+        ({"target": "npu"}, ConfigError, "--target 'npu' is not one of cpu, cuda"),
+        ({"backend": "optimum"}, UnsupportedError, "--target cuda needs the native backend"),
+    ],
+)
+def test_cuda_refuses(
+    options: dict[str, Any], error: type[Exception], match: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=match):
+        export_half(checkpoint, tmp_path / "p", **options)
+
+
+def test_cuda_needs_texts_to_measure_on(checkpoint: Path, tmp_path: Path) -> None:
+    long = write_texts(tmp_path / "long.jsonl", [{"problem": "long " * 600, "steps": ["x"]}])
+    with pytest.raises(CheckpointError, match=r"every solution of .*long\.jsonl is longer .*512"):
+        export_half(checkpoint, tmp_path / "p", calibration=long)
+    shared = write_texts(tmp_path / "shared.jsonl", VERIFIED)
+    with pytest.raises(CheckpointError, match="also among the verification texts"):
+        export_half(checkpoint, tmp_path / "p", calibration=shared)
+
+
+def test_build_half_of_the_same_checkpoint_gives_the_same_bytes(
+    opened: Any, tmp_path: Path
+) -> None:
+    config, head = read_config(opened.config), find_head(opened.tensors)
+    assert head is not None
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        build_half(
+            config, head, opened.tensors, tmp_path / name, precision="bf16", folds=Folds(),
+            max_tokens=64,
+        )  # fmt: skip
+        found.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
+    assert found[0] == found[1]
