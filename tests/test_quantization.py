@@ -154,6 +154,21 @@ def layers(draw: st.DrawFn) -> list[Measured]:
     return found
 
 
+@pytest.mark.parametrize(("allowed", "one_pass"), [(7.5, True), (2.0, False)])
+def test_choose_leaves_one_pass_only_where_it_must(allowed: float, one_pass: bool) -> None:
+    errors = {"int8": 1.0, "int8x2": 0.1, "blocks": 0.09, "fp32": 0.0}
+    units = [
+        Measured(
+            layer=layer, unit="down", multiply_adds=100, strength=None, compensated=True,
+            errors=errors,
+        )
+        for layer in range(10)
+    ]  # fmt: skip
+    plan = choose.choose(units, allowed)
+    assert choose.total_error(units, plan) <= allowed
+    assert (choose.shares(units, plan)["int8"] >= LEAST_INT8) is one_pass
+
+
 @given(units=layers(), share=st.floats(0.0, 1.2))
 @settings(max_examples=30, deadline=None)
 def test_choose_keeps_its_shares_and_its_word(units: list[Measured], share: float) -> None:
@@ -161,7 +176,7 @@ def test_choose_keeps_its_shares_and_its_word(units: list[Measured], share: floa
     plan = choose.choose(units, share * everything)
     shares = choose.shares(units, plan)
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["int8"] >= LEAST_INT8
+    assert shares["int8"] + shares["int8x2"] >= LEAST_INT8
     assert shares["fp32"] <= MOST_FP32
     if share >= 1:
         assert plan == choose.cheapest(units)

@@ -167,7 +167,10 @@ def _write(
         if over is not None and quantized is not None:
             over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
-            raise ProofError(f"{over}\nnothing was written; --allow-drift records it and goes on")
+            exact = "" if quantized is None else "; --precision fp32 is exact"
+            raise ProofError(
+                f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
+            )
         if options.expect is not None:
             figures |= check_expected(scorer, options.expect)
             say(

@@ -16,6 +16,8 @@ and `training.real` only.
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import re
 from collections import defaultdict
@@ -154,3 +156,27 @@ def mixture(data: Path, seed: int) -> Iterator[Solution]:
         if not waiting[name]:
             waiting[name] = rng.sample(real[name], len(real[name]))
         yield waiting[name].pop()
+
+
+def main() -> None:
+    """Write the held-out solutions with a known first error, one JSON object a line."""
+    parser = argparse.ArgumentParser(description="Held-out GSM8K solutions, to fit a threshold to.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    args = parser.parse_args()
+    held = real_solutions(args.data, "heldout")["gsm8k"]
+    with args.out.open("w", encoding="utf-8") as out:
+        for solution in held:
+            goods = [line.good for line in solution.lines]
+            if solution.first_error < 0 and None in goods:
+                continue  # wrong somewhere, nobody knows where
+            record = {
+                "problem": solution.problem,
+                "steps": [line.text for line in solution.lines],
+                "label": solution.first_error,
+            }
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -377,7 +377,7 @@ def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
     """Batches from all over the lengths, with about this many tokens together."""
     total = sum(int(batch.valid.sum()) for batch in batches)
     step = max(1, total // tokens)
-    return list(range(0, len(batches), step))
+    return list(range(min(step // 2, len(batches) - 1), len(batches), step))
 
 
 def _error(

@@ -33,10 +33,12 @@ def choose(
 ) -> dict[tuple[int, str], str]:
     """Begin with the cheapest kind; pay where a unit of cost removes the most error.
 
-    The menu says how many multiply-adds stay in it at least, and how many become float32 at most.
-    When ``allowed`` cannot be reached so, the result is as precise as it gets.
+    The menu says how many multiply-adds stay in it at least, and how many become float32 at most;
+    where ``allowed`` cannot be reached so, its kind ``twice`` counts as the first one too. When
+    ``allowed`` cannot be reached so, the result is as precise as it gets.
     """
     kinds, costs = menu.kinds, menu.costs
+    firsts = {kinds[0]}
     plan = cheapest(units, menu)
     left = total_error(units, plan)
     total = sum(unit.multiply_adds for unit in units)
@@ -48,26 +50,33 @@ def choose(
             now = plan[unit.layer, unit.unit]
             for kind in kinds[kinds.index(now) + 1 :]:
                 gain = unit.errors[now] - unit.errors[kind]
-                taken = _leaves(unit, now, kind, kinds[0])
+                taken = _leaves(unit, now, kind, firsts, kinds[0])
                 if gain <= 0 or any(room[which] < size for which, size in taken.items()):
                     continue
                 worth = gain / (unit.multiply_adds * (costs[kind] - costs[now]))
                 if best is None or worth > best[0]:
                     best = (worth, unit, kind)
+        if best is None and menu.twice is not None and menu.twice not in firsts:
+            firsts.add(menu.twice)
+            back = (u for u in units if plan[u.layer, u.unit] == menu.twice)
+            room[kinds[0]] += sum(unit.multiply_adds for unit in back)
+            continue
         if best is None:
             break
         _, unit, kind = best
-        for which, size in _leaves(unit, plan[unit.layer, unit.unit], kind, kinds[0]).items():
+        for which, size in _leaves(
+            unit, plan[unit.layer, unit.unit], kind, firsts, kinds[0]
+        ).items():
             room[which] -= size
         left -= unit.errors[plan[unit.layer, unit.unit]] - unit.errors[kind]
         plan[unit.layer, unit.unit] = kind
     return plan
 
 
-def _leaves(unit: Measured, now: str, kind: str, first: str) -> dict[str, int]:
-    """The room that a change of kind takes."""
+def _leaves(unit: Measured, now: str, kind: str, firsts: set[str], first: str) -> dict[str, int]:
+    """The room that a change of kind takes: out of the first ones, and into float32."""
     taken = {}
-    if now == first:
+    if now in firsts and kind not in firsts:
         taken[first] = unit.multiply_adds
     if kind == FP32:
         taken[FP32] = unit.multiply_adds

@@ -18,7 +18,7 @@ FP32: Final = "fp32"
 # the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
 COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
 # Of the multiply-adds: what keeps int8 worth its name, and its speed
-LEAST_INT8: Final = 0.65  # in one pass
+LEAST_INT8: Final = 0.65  # in one pass where that is precise enough, else in one or two
 MOST_FP32: Final = 0.05
 KINDS: Final = tuple(COSTS)
 
@@ -28,7 +28,8 @@ class Menu:
     """What a precision's linears can be, from the cheapest kind on.
 
     ``costs``: of one multiply-add, the first kind's being 1. ``least``: share of the multiply-adds
-    that stay the first kind; ``most_fp32``: that may become float32.
+    that stay the first kind; ``most_fp32``: that may become float32. ``twice``: the kind that
+    counts as the first too, where the first alone cannot be precise enough.
     """
 
     precision: str
@@ -36,6 +37,7 @@ class Menu:
     cost_of: str
     least: float
     most_fp32: float
+    twice: str | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -49,6 +51,7 @@ INT8_MENU: Final = Menu(
     cost_of="its linears, where all of them in int8 cost 1",
     least=LEAST_INT8,
     most_fp32=MOST_FP32,
+    twice=INT8X2,
 )
 # int4 is there for memory: costs are the bytes that a session holds of a weight, 0.64 and 1.05. A
 # quarter of the weights in 8 bits makes a file of 0.33 times fp16's.
