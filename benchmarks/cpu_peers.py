@@ -1,13 +1,18 @@
 """How fast is int8 on a CPU beside other engines, and how far from torch in float32?
 
-    python benchmarks/cpu_peers.py --graph PKG/cpu-int8/model.onnx --checkpoint CKPT
+    python benchmarks/gguf_files.py FILE.gguf GGUF
+    python benchmarks/cpu_peers.py --package PKG --checkpoint CKPT \\
+        --gguf GGUF/Q8_0.gguf --gguf GGUF/Q4_0.gguf --stock ONNX
     python benchmarks/cpu_peers.py --shape qwen2.5-0.5b --report PKG/cpu-int8/report.json
 
 One run: the same tokens, one thread each, engines in turns, medians of the rounds in CPU time (a
-machine may be shared); only ratios are worth quoting. The fp32 graph of CKPT is built on the spot;
-drift is measured on the solutions of ``--records``. With ``--shape`` weights are
-random, so there is no drift, and each linear gets a kind so that the shares are those of a plan
-that passed on real weights. An engine that is not installed is said to be missing.
+machine may be shared); only ratios are worth quoting. PKG has CPU variants (cpu-fp32, cpu-int8) of
+CKPT, a merged checkpoint; drift is measured on the solutions of ``--records``. With ``--shape``
+weights are random, so there is no drift, and each linear gets a kind so that the shares are those
+of a plan that passed on real weights. ONNX is a folder that stock optimum wrote: ``model.onnx`` and
+``model_quantized.onnx`` of the backbone (``optimum-cli export onnx --task feature-extraction``,
+``optimum-cli onnxruntime quantize --avx512_vnni``), since optimum refuses Llama with a token
+classification head. An engine that is not installed is said to be missing.
 """
 
 from __future__ import annotations
@@ -28,9 +33,8 @@ import torch
 from fidelity import TrlReference, hugging_face, read_records
 from numpy.typing import NDArray
 
-from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.graph import build_decoder
-from prm_edge_export.heads import LINEAR, Head, Layer, find_head
+from prm_edge_export.heads import LINEAR, Head, Layer
 from prm_edge_export.model_config import DecoderConfig, read_config
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import build_quantized
@@ -38,6 +42,7 @@ from prm_edge_export.quantization.kinds import KINDS, UNITS, layer_prefix
 from prm_edge_export.quantization.weights import quantize
 from prm_edge_runtime.engine import DecoderEngine, open_engine
 from prm_edge_runtime.manifest import DECODER, Variant
+from prm_edge_runtime.package import Package, open_package
 
 TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
 SHAPES: Final[dict[str, dict[str, Any]]] = {
@@ -53,7 +58,21 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-1.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
 }
+# sizes of the blocks in which OpenVINO rounds activations; 0 is off
+OPENVINO_GROUPS: Final = (32, 128)
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
 
@@ -67,8 +86,22 @@ class Engine:
     drift: tuple[float, float, float] | None = None
 
 
+def packaged(package: Package, variant: str) -> Engine:
+    """A variant of a package in the shipped engine."""
+    chosen = package.variant(variant)
+    engine = open_engine(package.path(chosen.graph), chosen, logits=2, threads=1)
+    opening = chosen.prefix.ids if chosen.prefix else ()
+
+    def run(ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
+        ids = ids.copy()
+        ids[: len(opening)] = opening  # as every record of its recipe begins
+        return engine.run(ids, reads)
+
+    return Engine(name=f"prm-edge {chosen.precision}", run=run)
+
+
 def ours(name: str, graph: Path, config: DecoderConfig) -> Engine:
-    """A decoder graph in the shipped engine."""
+    """A decoder graph of random weights in the shipped engine."""
     variant = Variant(
         name=name,
         device="cpu",
@@ -99,7 +132,7 @@ def torch_engine(model: Any, name: str) -> Engine:
 
 
 def openvino_engines(model: Any) -> list[Engine]:
-    """OpenVINO on the traced model, in float32 and bf16."""
+    """OpenVINO on the traced model: float32, bf16, and 8-bit weights with dynamic quantization."""
     try:
         import openvino  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -124,14 +157,29 @@ def openvino_engines(model: Any) -> list[Engine]:
         traced = openvino.convert_model(
             Logits().eval(), example_input=torch.ones(1, 24, dtype=torch.int64)
         )
+    ways: dict[str, dict[str, Any]] = {
+        "f32": {"INFERENCE_PRECISION_HINT": "f32"},
+        "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    }
+    models = dict.fromkeys(ways, traced)
+    try:
+        import nncf  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        print("missing: OpenVINO int8 (pip install nncf)")
+    else:
+        for group in OPENVINO_GROUPS:
+            name = f"int8 weights, dynamic groups of {group}"
+            ways[name] = {
+                "INFERENCE_PRECISION_HINT": "bf16",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+            }
+            models[name] = nncf.compress_weights(
+                traced.clone(), mode=nncf.CompressWeightsMode.INT8_SYM
+            )
     engines = []
-    for precision in ("f32", "bf16"):
-        settings = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        compiled = openvino.Core().compile_model(traced, "CPU", settings)
+    for precision, way in ways.items():
+        settings = {**way, "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = openvino.Core().compile_model(models[precision], "CPU", settings)
 
         def run(
             ids: NDArray[np.int64], reads: NDArray[np.int64], compiled: Any = compiled
@@ -143,13 +191,52 @@ def openvino_engines(model: Any) -> list[Engine]:
     return engines
 
 
+def stock_engines(folder: Path | None, model: Any) -> list[Engine]:
+    """The backbone as stock optimum exports and quantizes it, its head in torch."""
+    if folder is None:
+        print("missing: stock optimum (give --stock)")
+        return []
+    import onnxruntime
+
+    engines = []
+    for name, file in (("fp32", "model.onnx"), ("dynamic int8", "model_quantized.onnx")):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            folder / file, options, providers=["CPUExecutionProvider"]
+        )
+        inputs = {value.name for value in session.get_inputs()}
+
+        def run(
+            ids: NDArray[np.int64],
+            reads: NDArray[np.int64],
+            session: Any = session,
+            inputs: Any = inputs,
+        ) -> NDArray[np.float32]:
+            row = ids[None]
+            feeds = {
+                "input_ids": row,
+                "attention_mask": np.ones_like(row),
+                "position_ids": np.arange(row.shape[1])[None],
+            }
+            (hidden,) = session.run(
+                ["last_hidden_state"], {k: v for k, v in feeds.items() if k in inputs}
+            )
+            with torch.inference_mode():
+                found: NDArray[np.float32] = model.score(torch.from_numpy(hidden[0, reads])).numpy()
+            return found
+
+        engines.append(Engine(name=f"optimum {name}", run=run))
+    return engines
+
+
 def llama_engines(files: Sequence[Path]) -> list[Engine]:
-    """llama.cpp on GGUF files, through llama-cpp-python: prompt processing only."""
+    """llama.cpp on GGUF files: prompt processing only, and no head, so without drift."""
     try:
         import llama_cpp  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        print("missing: llama.cpp (pip install llama-cpp-python builds it from source)")
-        return []
+        print("missing: llama-cpp-python (it builds from source); trying xllamacpp's wheel")
+        return [_xllamacpp_engine(file) for file in files]
     engines = []
     for file in files:
         model = llama_cpp.Llama(
@@ -163,6 +250,24 @@ def llama_engines(files: Sequence[Path]) -> list[Engine]:
 
         engines.append(Engine(name=f"llama.cpp {file.stem}", run=run))
     return engines
+
+
+def _xllamacpp_engine(file: Path) -> Engine:
+    import xllamacpp  # type: ignore[import-not-found,unused-ignore]
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = params.n_batch = 2048
+    params.n_parallel = params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.verbosity = -1
+    print(f"llama.cpp in xllamacpp: {xllamacpp.get_system_info()}")
+    server = xllamacpp.Server(params)
+
+    def run(ids: NDArray[np.int64], reads: NDArray[np.int64]) -> None:
+        server.handle_completions({"prompt": ids.tolist(), "n_predict": 0, "cache_prompt": False})
+
+    return Engine(name=f"llama.cpp {file.stem}", run=run)
 
 
 # --- random weights in a real shape
@@ -311,8 +416,9 @@ def table(engines: Sequence[Engine], lengths: Sequence[int]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--graph", type=Path, help="PKG/cpu-int8/model.onnx, made from CKPT")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--package", type=Path, help="with CPU variants")
+    parser.add_argument("--checkpoint", type=Path, help="that it was made from")
+    parser.add_argument("--stock", type=Path, help="folder of stock optimum's files")
     parser.add_argument("--separator", default="\n")
     parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--report", type=Path, help="whose plan a random shape follows")
@@ -329,26 +435,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(scratch)
             model, config = random_graphs(SHAPES[options.shape], options.report, folder)
             graphs = {name: folder / name / "model.onnx" for name in ("fp32", "int8")}
-        elif options.graph and options.checkpoint:
+            own = [ours(name, graph, config) for name, graph in graphs.items()]
+        elif options.package and options.checkpoint:
             reference = TrlReference(options.checkpoint, options.separator)
             model = reference.model
-            config = read_config(json.loads((options.checkpoint / "config.json").read_bytes()))
-            with Checkpoint(options.checkpoint) as checkpoint:
-                head = find_head(checkpoint.tensors)
-                assert head is not None
-                build_decoder(config, head, checkpoint.tensors, Path(scratch), max_tokens=2048)
-            graphs = {"fp32": Path(scratch) / "model.onnx", "int8": options.graph}
+            package = open_package(options.package)
+            own = [
+                packaged(package, v.name) for v in package.manifest.variants if v.device == "cpu"
+            ]
             records = read_records(options.records, options.limit)
             rows = [reference.encode(record.problem, record.steps) for record in records]
         else:
-            parser.error("give --graph and --checkpoint, or --shape and --report")
+            parser.error("give --package and --checkpoint, or --shape and --report")
         half = type(model)(model.config).to(torch.bfloat16).eval()
         half.load_state_dict({k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
         engines = [torch_engine(model, "fp32"), torch_engine(half, "bf16")]
-        engines += [ours(name, graph, config) for name, graph in graphs.items()]
-        engines += openvino_engines(model)
+        engines += [*own, *openvino_engines(model), *stock_engines(options.stock, model)]
         engines += llama_engines(options.gguf)
-        time_engines(engines, options.tokens, options.rounds, config.vocab)
+        vocab = model.config.vocab_size
+        time_engines(engines, options.tokens, options.rounds, vocab)
         if rows:
             measure_drift(engines, rows)
             print(f"drift: {sum(len(row.reads) for row in rows)} steps of {len(rows)} solutions")

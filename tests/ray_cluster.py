@@ -17,7 +17,8 @@ STORE_BYTES = 100 << 20
 # no dashboard and no token in the user's home
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+# Ray would give way to whatever else runs on the machine, and the tests would wait for hours
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @contextlib.contextmanager
@@ -30,12 +31,23 @@ def started(nodes: int, *, cpus: int = 1) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     try:
         for _ in range(nodes - 1):
-            cluster.add_node(**options)
+            add_node(cluster, cpus=cpus)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def add_node(cluster: Any, *, cpus: int = 1) -> Any:
+    """One more node. Ray gives one half a minute to start, which a busy machine may not."""
+    for last in (False, False, True):
+        try:
+            return cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES)
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError
 
 
 def workers(cluster: Any) -> dict[int, Any]:
@@ -65,10 +77,11 @@ def meanwhile(ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[li
 
     def wait() -> None:
         while not over.is_set():
-            if ready():
-                act()
-                done.append("acted")
-                return
+            with contextlib.suppress(AttributeError):  # a node that is starting or stopping
+                if ready():
+                    act()
+                    done.append("acted")
+                    return
             time.sleep(0.05)
 
     thread = threading.Thread(target=wait, daemon=True)

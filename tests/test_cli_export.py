@@ -68,6 +68,7 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "add": False,
                 "allow_drift": False,
                 "trust_tokenizer_file": False,
+                "ignore_limits": False,
                 "label_meaning": None,
                 "notice": None,
                 "overwrite": False,

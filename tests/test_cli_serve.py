@@ -207,6 +207,15 @@ def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Pat
         assert b"Retry-After: 1\r\n" in full
         assert json.loads(full.partition(b"\r\n\r\n")[2])["error"]["code"] == "busy"
         assert await mute == await half == b""
+        # one write for head and body; a head without end is refused, a body of that size is not
+        endless = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 10_000
+        assert (await talk(port, endless)).startswith(b"HTTP/1.1 431 ")
+        large = b'{"problem": "p", "steps": ["' + b"1" * 100_000
+        head = (
+            b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100028\r\n\r\n"
+        )
+        assert (await talk(port, head + large)).startswith(b"HTTP/1.1 400 ")  # of the JSON's end
         assert b"200 OK" in await talk(port, good)
         server.should_exit = True
         await task
@@ -273,7 +282,7 @@ def test_serve_says_when_the_port_is_taken() -> None:
     assert "in use" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client", "httptools"])
 def test_serve_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     real = builtins.__import__
 
@@ -282,7 +291,8 @@ def test_serve_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch, name: s
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(module, *arguments, **more)
 
-    for module in [m for m in sys.modules if m.startswith("prm_edge.server.")]:
+    anew = ("prm_edge.server.", "uvicorn.protocols.http.httptools_impl")
+    for module in [m for m in sys.modules if m.startswith(anew)]:
         monkeypatch.delitem(sys.modules, module)
     import prm_edge.server
 

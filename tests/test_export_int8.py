@@ -21,10 +21,17 @@ from int8_packages import KINDS_IN_TURN, SOLUTIONS, export_int8, plan_in_turn, w
 from torch_reference import torch_scores
 
 from prm_edge_export import proof
-from prm_edge_export.graph import DATA_NAME, GRAPH_NAME
+from prm_edge_export.graph import DATA_NAME, GRAPH_NAME, DecoderBuilder
 from prm_edge_export.quantization import search
+from prm_edge_export.quantization.graph import QuantizedBuilder
 from prm_edge_runtime import Scorer
-from prm_edge_runtime.errors import CheckpointError, ConfigError, ProofError, UnsupportedError
+from prm_edge_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    PackageIntegrityError,
+    ProofError,
+    UnsupportedError,
+)
 
 PROBLEM = "A shop sells 12 apples for $3. How much do 20 apples cost?"
 STEPS = ["12 apples cost $3, so one costs 3 / 12 = $0.25.", "20 * 0.25 = 5", "So $5."]
@@ -81,17 +88,33 @@ def test_int8_is_close_to_torch(maker: Any, changes: dict[str, Any], tmp_path: P
         np.testing.assert_allclose(scorer.score(PROBLEM, STEPS).scores, wanted, atol=0.06)
 
 
-def test_int8_folding_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # every linear in fp32 and an embedding that int8 holds exactly: only the folding is left
-    checkpoint = checkpoints.trl_qwen2(tmp_path / "tiny")
-    tensors = checkpoints.read_tensors(checkpoint)
-    table = tensors["model.embed_tokens.weight"]
-    step = table.abs().amax(dim=1, keepdim=True) / 127
-    tensors["model.embed_tokens.weight"] = (table / step).round() * step
-    checkpoints.write_shards(checkpoint, tensors)
+@pytest.mark.parametrize(
+    ("maker", "changes"),
+    [
+        (checkpoints.trl_llama, {"attention_bias": True, "mlp_bias": True}),
+        (checkpoints.trl_qwen2, {}),
+        (checkpoints.trl_qwen3, {}),
+        (checkpoints.qwen_prm, {}),
+    ],
+    ids=["llama-biases", "qwen2", "qwen3", "mlp-head"],
+)
+@pytest.mark.parametrize("rotated", [True, False])
+def test_int8_folding_changes_nothing(
+    rotated: bool,
+    maker: Any,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # every linear and the embedding in fp32: what is left is smoothing, rotation and the opening
+    checkpoint = maker(tmp_path / "tiny", **changes)
+    monkeypatch.setattr(QuantizedBuilder, "_embed", DecoderBuilder._embed)
+    monkeypatch.setattr(search, "_rotation_helps", lambda *args: rotated)
     plan_in_turn(monkeypatch, ("fp32",))
-    report = export_int8(checkpoint, tmp_path / "pkg")
+    separator = None if maker is checkpoints.qwen_prm else "\n"
+    report = export_int8(checkpoint, tmp_path / "pkg", separator=separator)
     assert report["proof"]["max_abs_dp"] < 1e-5
+    assert report["plan"]["rotated"] is rotated
     assert any(linear["smoothing"] for linear in report["plan"]["linears"])
     assert ops(tmp_path / "pkg")["MatMulIntegerToFloat"] == 0
 
@@ -143,8 +166,9 @@ def test_int8_same_checkpoint_gives_same_bytes(
 
 def test_int8_report_says_everything(package: Path) -> None:
     report = json.loads((package / "cpu-int8/report.json").read_text())
+    names = (GRAPH_NAME, DATA_NAME, search.PREFIX_NAME)
     assert report["size"]["bytes"] == sum(
-        (package / "cpu-int8" / name).stat().st_size for name in (GRAPH_NAME, DATA_NAME)
+        (package / "cpu-int8" / name).stat().st_size for name in names
     )
     texts = report["plan"]["solutions"]
     bundled = Path(proof.__file__).parent / "data" / "search.jsonl"
@@ -179,7 +203,8 @@ def test_int8_over_budget_writes_nothing(
     with pytest.raises(
         ProofError,
         match=r"(?s)over the int8 budget: mean_abs_dp .* > 1e-06; worst steps:\n  \|dp\|.*"
-        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift",
+        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift.*"
+        r"--precision fp32 is exact",
     ):
         export_int8(checkpoint, tmp_path / "pkg", allow_drift=False)
     assert list(tmp_path.iterdir()) == [tmp_path / "texts"]
@@ -306,7 +331,37 @@ def test_int8_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "pkg").exists()
 
 
-def test_stored_reference_knows_its_records_only() -> None:
-    reference = search.StoredReference([], [])
-    with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
-        reference.run(np.arange(3), np.array([2]))
+# --- the opening
+
+
+@pytest.mark.parametrize(
+    ("maker", "changes", "tokens"),
+    [
+        (checkpoints.trl_llama, {}, 1),
+        (checkpoints.trl_mistral, {"window": 11}, 0),
+        (checkpoints.qwen_prm, {}, None),
+    ],
+    ids=["bos", "window", "chat"],
+)
+def test_int8_holds_the_opening(
+    maker: Any, changes: dict[str, Any], tokens: int | None, tmp_path: Path
+) -> None:
+    checkpoint = maker(tmp_path / "tiny", **changes)
+    separator = None if maker is checkpoints.qwen_prm else "\n"
+    report = export_int8(checkpoint, tmp_path / "pkg", separator=separator)
+    scorer = Scorer.load(tmp_path / "pkg")
+    (variant,) = scorer.package.manifest.variants
+    ids = scorer._encoder.opening()
+    assert report["plan"]["opening_tokens"] == (len(ids) if tokens is None else tokens)
+    if tokens == 0:
+        assert variant.prefix is None
+        return
+    assert variant.prefix is not None
+    assert variant.prefix.ids == tuple(ids.tolist())
+    assert tokens is not None or len(ids) > 5  # a chat header
+    file = tmp_path / "pkg" / variant.prefix.file
+    size = 2 * variant.layers * variant.kv_heads * len(ids) * variant.head_dim * 4
+    assert file.stat().st_size == size
+    file.write_bytes(b"\0" * size)
+    with pytest.raises(PackageIntegrityError, match=r"prefix\.f32 has the SHA-256"):
+        Scorer.load(tmp_path / "pkg")

@@ -135,7 +135,7 @@ def test_queue_leaves_room_for_others() -> None:
         for _ in range(6):
             queue.put(job("greedy"))
         with pytest.raises(RefusedError, match="your part of the queue is full") as refused:
-            queue.put(job("greedy"), retry_after_s=7)
+            queue.put(job("greedy"), retry_after_s=lambda: 7)
         assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "7"})
         queue.put(job("other"))
 

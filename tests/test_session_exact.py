@@ -64,7 +64,21 @@ def int8_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "package"
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "qwen", "int8"])
+@pytest.fixture(scope="module")
+def chat_int8_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template, whose beginning the package holds as keys and values."""
+    pytest.importorskip("torch", reason="needs the export extra")
+    import checkpoints
+    from int8_packages import export_int8, plan_in_turn
+
+    folder = tmp_path_factory.mktemp("chat_int8")
+    with pytest.MonkeyPatch.context() as patch:
+        plan_in_turn(patch)
+        export_int8(checkpoints.qwen_prm(folder / "checkpoint"), folder / "package", separator=None)
+    return folder / "package"
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "qwen", "int8", "chat_int8"])
 def scorer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scorer]:

@@ -30,22 +30,25 @@ from prm_edge_runtime.manifest import (
     STATELESS,
     TOKENIZER_NAME,
     Manifest,
+    Prefix,
     Scalar,
     Variant,
 )
 from prm_edge_runtime.package import Package
 from prm_edge_runtime.selftest import dump_cases
 
-from . import cuda_target, proof
+from . import cuda_target, preflight, proof
 from .card import model_card
 from .checkpoint import Checkpoint
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
+from .pace import paced
 from .package_files import listed_files, require_free_space
-from .plan import AUTO, CUDA, INT8, NATIVE, ExportOptions, Plan, make_plan
+from .plan import AUTO, CUDA, NATIVE, ExportOptions, Plan, make_plan
+from .quantization.kinds import MENUS
 from .quantization.layers import LayerRunner, run_reference
-from .quantization.search import Quantized, build_within_target
-from .quantization.texts import load_solutions
+from .quantization.search import PREFIX_NAME, Quantized, build_within_target
+from .quantization.texts import Solutions, load_solutions
 from .reference import refuse_unused
 from .sources import open_checkpoint
 from .summary import measure_speed, table
@@ -129,10 +132,11 @@ def _write(
 ) -> dict[str, Any]:
     options = plan.options
     folder = writer.variant_dir(options.variant)
-    require_free_space(folder, _estimated_bytes(plan))
-    reference, quantized = _build(plan, folder, texts, half, say)
+    records = _records(plan, texts)
+    _preflight(plan, folder, records, say)
+    reference, quantized = _build(plan, folder, records, half, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
-    manifest = _manifest(plan, writer.staging, identity)
+    manifest = _manifest(plan, writer.staging, identity, quantized)
     package = Package(root=writer.staging, manifest=manifest, digest="0" * 64)
     speed: dict[str, float | int] | None = None
     with TemporaryDirectory(dir=writer.staging) as scratch, ExitStack() as stack:
@@ -163,7 +167,10 @@ def _write(
         if over is not None and quantized is not None:
             over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
-            raise ProofError(f"{over}\nnothing was written; --allow-drift records it and goes on")
+            exact = "" if quantized is None else "; --precision fp32 is exact"
+            raise ProofError(
+                f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
+            )
         if options.expect is not None:
             figures |= check_expected(scorer, options.expect)
             say(
@@ -201,32 +208,73 @@ def _write(
     return report
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """What is run: the encoded texts of the proof, and those to quantize with."""
+
+    proof: list[Encoded]
+    solutions: Solutions | None
+
+
+def _records(plan: Plan, texts: list[proof.Text]) -> Records:
+    encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
+    solutions = None
+    if plan.options.precision in MENUS:
+        path = plan.options.calibration
+        solutions = load_solutions(path, plan.encoder, plan.max_tokens, texts)
+    return Records(
+        proof=[record for record in encoded if len(record.ids) <= plan.max_tokens],
+        solutions=solutions,
+    )
+
+
+def _preflight(plan: Plan, folder: Path, records: Records, say: Say) -> None:
+    """Say what it will take, and refuse what does not fit."""
+    if plan.decoder is None or plan.backend != NATIVE:
+        require_free_space(folder, _estimated_bytes(plan))
+        return
+    fitted = records.solutions.calibration if records.solutions else []
+    planned = records.solutions.search if records.solutions else []
+    needs = preflight.estimate(
+        plan.decoder,
+        plan.options.precision,
+        preflight.lengths(
+            [len(record.ids) for record in (*fitted, *planned, *records.proof)],
+            [len(record.ids) for record in fitted],
+        ),
+        gflops=preflight.measured_gflops(),
+    )
+    say(needs.line())
+    preflight.require(needs, folder, ignore=plan.options.ignore_limits)
+
+
 def _build(
-    plan: Plan, folder: Path, texts: list[proof.Text], half: cuda_target.Half | None, say: Say
+    plan: Plan, folder: Path, records: Records, half: cuda_target.Half | None, say: Say
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
     if half is not None:
         cuda_target.build(plan, half, folder, say)
         return half.reference, None
     tensors = plan.checkpoint.tensors
-    encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
-    encoded = [record for record in encoded if len(record.ids) <= plan.max_tokens]
-    if plan.options.precision == INT8 and plan.decoder is not None:
+    if records.solutions is not None and plan.decoder is not None:
         quantized = build_within_target(
             plan.decoder,
             plan.head,
             tensors,
             plan.recipe.score,
             folder,
-            load_solutions(plan.options.calibration, plan.encoder, plan.max_tokens, texts),
-            encoded,
+            records.solutions,
+            records.proof,
+            opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
+            progress=paced("calibration", say),
+            menu=MENUS[plan.options.precision],
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
         return quantized.reference, quantized
-    return _build_float(plan, folder, encoded, say), None
+    return _build_float(plan, folder, records.proof, say), None
 
 
 def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say) -> proof.Reference:
@@ -238,7 +286,7 @@ def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say)
             tensors,
             folder,
             max_tokens=plan.max_tokens,
-            progress=lambda done, total: say(f"graph: layer {done} of {total}"),
+            progress=paced("graph", say),
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")
@@ -255,13 +303,15 @@ def _build_float(plan: Plan, folder: Path, records: Sequence[Encoded], say: Say)
         LayerRunner(plan.decoder, plan.head, tensors, scratch=folder),
         plan.decoder.layers,
         records,
-        lambda done, total: say(f"reference: layer {done} of {total}"),
+        paced("reference", say),
     )
     refuse_unused(tensors)
     return reference
 
 
-def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifest:
+def _manifest(
+    plan: Plan, staging: Path, identity: dict[str, Scalar], quantized: Quantized | None
+) -> Manifest:
     native = plan.backend == NATIVE
     name = plan.options.variant
     decoder = plan.decoder
@@ -276,6 +326,9 @@ def _manifest(plan: Plan, staging: Path, identity: dict[str, Scalar]) -> Manifes
         kv_heads=decoder.kv_heads if native and decoder else 0,
         head_dim=decoder.head_dim if native and decoder else 0,
         proof={},
+        prefix=Prefix(file=f"{name}/{PREFIX_NAME}", ids=quantized.opening)
+        if quantized is not None and quantized.opening
+        else None,
     )
     return Manifest(
         name=plan.options.out_path.resolve().name,

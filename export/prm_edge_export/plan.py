@@ -40,15 +40,17 @@ CUDA: Final = "cuda"
 AUTO: Final = "auto"
 FP32: Final = "fp32"
 INT8: Final = "int8"
+INT4: Final = "int4"
+QUANTIZED: Final = (INT8, INT4)
 # target -> its precisions; auto is the first
-PRECISIONS: Final = {CPU: (FP32, INT8), CUDA: (FP16, BF16)}
+PRECISIONS: Final = {CPU: (FP32, INT8, INT4), CUDA: (FP16, BF16)}
 TARGETS: Final = tuple(PRECISIONS)
-CALIBRATED: Final = (INT8, FP16, BF16)  # from what worked solutions make of the model
+CALIBRATED: Final = (*QUANTIZED, FP16, BF16)  # from what worked solutions make of the model
 WHY_NOT: Final = {
     CPU: "the CPU has no kernels of its own for it",
     CUDA: "attention on a GPU computes in half precision",
 }
-# whose layers int8 knows: RMS norms, gated silu, linears named as Llama's
+# whose layers int8 and int4 know: RMS norms, gated silu, linears named as Llama's
 INT8_MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -71,6 +73,7 @@ class ExportOptions:
     notice: str | None = None
     add: bool = False
     allow_drift: bool = False
+    ignore_limits: bool = False
     trust_tokenizer_file: bool = False
     overwrite: bool = False
     revision: str | None = None
@@ -189,6 +192,11 @@ def _check_choices(options: ExportOptions) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+    if options.precision == INT4 and options.target != CPU:
+        raise ConfigError(
+            f"--precision int4 is for the CPU so far, got --target {options.target}: leave "
+            "--target out, or --precision"
+        )
     if options.precision == INT8 and options.target != CPU:
         raise ConfigError(
             f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
@@ -291,12 +299,13 @@ def _backend(
     backend = options.backend
     if backend == "auto":
         backend = NATIVE if native else OPTIMUM
-    if options.precision == INT8 and not (
+    if options.precision in QUANTIZED and not (
         backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
     ):
         raise UnsupportedError(
-            f"--precision int8 is for {', '.join(INT8_MODEL_TYPES)} with the native backend, this "
-            f"is model_type {model_type} with the {backend} backend; use --precision fp32"
+            f"--precision {options.precision} is for {', '.join(INT8_MODEL_TYPES)} with the native "
+            f"backend, this is model_type {model_type} with the {backend} backend; use "
+            "--precision fp32"
         )
     if options.target == CUDA and backend != NATIVE:
         raise UnsupportedError(

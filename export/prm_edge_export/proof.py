@@ -68,6 +68,12 @@ BUDGETS: Final[dict[str, Budget]] = {
         tolerance=0.05,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
+    "int4": Budget(
+        at_most={"mean_abs_dp": 0.03, "logit_rel_rms": 0.25},
+        at_least={"first_error_agreement": 0.95},
+        tolerance=0.15,
+        texts=("verification.jsonl", "verification_int8.jsonl"),
+    ),
 }
 WORST_SHOWN: Final = 5
 

@@ -56,11 +56,11 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "int8", "fp16", "bf16"]),
+    type=click.Choice(["auto", "fp32", "int8", "int4", "fp16", "bf16"]),
     default="auto",
     show_default=True,
-    help="Precision: fp32 or int8 for cpu (auto: fp32); fp16 or bf16 for cuda (auto: fp16 where "
-    "the model's values fit, else bf16).",
+    help="Precision: fp32, int8 or int4 for cpu (auto: fp32); fp16 or bf16 for cuda (auto: fp16 "
+    "where the model's values fit, else bf16).",
 )
 @click.option(
     "--backend",
@@ -73,7 +73,7 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--calibration",
     metavar="FILE",
     type=FILE,
-    help="Worked solutions to calibrate int8 on, and to measure the values of fp16 on.",
+    help="Worked solutions to calibrate int8 and int4 on, and to measure the values of fp16 on.",
 )
 @click.option(
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
@@ -94,6 +94,9 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--trust-tokenizer-file",
     is_flag=True,
     help="Take tokenizer.json where AutoTokenizer encodes differently.",
+)
+@click.option(
+    "--ignore-limits", is_flag=True, help="Go on where memory or disk seem too small for it."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the package at OUT.")
 @json_option
@@ -117,6 +120,7 @@ def export_command(
     add: bool,
     allow_drift: bool,
     trust_tokenizer_file: bool,
+    ignore_limits: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -149,6 +153,7 @@ def export_command(
             add=add,
             allow_drift=allow_drift,
             trust_tokenizer_file=trust_tokenizer_file,
+            ignore_limits=ignore_limits,
             overwrite=overwrite,
         )
         if preview:

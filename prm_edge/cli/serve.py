@@ -18,7 +18,7 @@ from .options import engine_options, force_option, load_scorer, package_option
 F = TypeVar("F", bound=Callable[..., Any])
 
 PORT: Final = 8765
-EXTRA: Final = ("starlette", "uvicorn", "prometheus_client")
+EXTRA: Final = ("starlette", "uvicorn", "prometheus_client", "httptools")
 # option -> the limit that it sets, its unit, its type and what it says; a new one is a row here
 LIMITS: Final[tuple[tuple[str, str, int, Any, str], ...]] = (
     ("queue", "queue_requests", 1, click.IntRange(min=1), "Requests that may wait."),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,12 @@ USAGE: Final = "RAY_USAGE_STATS_ENABLED"
 START_S: Final = 600.0  # until some node has started a worker; an autoscaler may add one meanwhile
 OWN_START_S: Final = 60.0  # a cluster of this machine alone gets no more nodes
 PATIENCE_S: Final = 10.0  # after which it is said what is waited for
-TASK_RETRIES: Final = 3  # of a part whose worker died; more would hide what kills them
+TASK_RETRIES: Final = 3  # of what runs before the workers
+# Of one worker. A call to a worker that restarts, or that cannot be reached for a while, may be
+# made again without end; what kills its worker each time is a fault, and ends the job.
+RESTARTS: Final = 8
+CONNECT_S: Final = 10.0
+HOST_PORT: Final = re.compile(r"([A-Za-z0-9._-]+):([0-9]{1,5})")
 LOGGERS: Final = ("ray", "ray.data")
 
 
@@ -90,6 +97,7 @@ def connected(address: str | None, *, quiet: bool) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
     level = logging.WARNING if quiet else logging.INFO
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)
@@ -107,6 +115,19 @@ def connected(address: str | None, *, quiet: bool) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would end the process without a word."""
+    found = HOST_PORT.fullmatch(address)
+    if found is None:
+        return
+    try:
+        with socket.create_connection((found[1], int(found[2])), CONNECT_S):
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ClusterError(f"no Ray cluster can be reached at {address}: {reason}") from None
 
 
 def room(ray: Any, worker: Worker) -> int:
@@ -182,9 +203,9 @@ def translated(ray: Any, error: BaseException) -> PrmEdgeError:
     )
     if any(isinstance(found, deaths) for found in chain):
         return ClusterError(
-            f"workers died {TASK_RETRIES + 1} times on the same records, most often because the "
-            "node ran out of memory; give each more with --memory-per-worker, or fewer to a node "
-            f"with --threads ({in_short(chain[-1])})"
+            f"a worker died more than {RESTARTS} times, most often because its node ran out of "
+            "memory: give each more with --memory-per-worker, or fewer to a node with --threads "
+            f"({in_short(chain[0])})"
         )
     return ClusterError(f"the Ray job failed: {in_short(chain[-1])}")
 

@@ -16,7 +16,7 @@ from prm_edge.writers import encodable, load_pyarrow
 from prm_edge_runtime.errors import ConfigError
 from prm_edge_runtime.lengths import NULL
 
-from .cluster import TASK_RETRIES, Worker, load_ray, room
+from .cluster import Worker, load_ray
 from .packages import SHIPPED, Fetch, chunks_of, find_source
 from .worker import BATCH_TOKENS, Options, Setup, load, memory_of, run_on, score_lines
 
@@ -101,7 +101,7 @@ def score_dataset(
             URI that every node reads once; or, with ``package_on_nodes``, a path that every node
             has. Without one ``PRM_EDGE_PACKAGE``, else the built-in one.
         threads: of one worker, and the CPUs that it takes; 1 without ``PRM_EDGE_THREADS``.
-        num_workers: without it as many as have room, and more when nodes are added.
+        num_workers: at most; the pool grows from one, so that what reads the rows has CPUs too.
         memory_gb: of one worker; without it what the package needs.
         batch_rows: rows of one call. batch_tokens: of them scored together, about.
         by, threshold, unsure, on_too_long, force: as in ``prm-edge score``.
@@ -111,7 +111,7 @@ def score_dataset(
             see fails the Dataset when it is consumed.
     """
     ray = load_ray()
-    from .pipeline import fetch, pool, put_chunks
+    from .pipeline import actor_options, fetch, pool, put_chunks
 
     chosen, count = run_on(device, threads, gpus_per_worker)
     source, opened = find_source(package, on_nodes=package_on_nodes)
@@ -135,9 +135,8 @@ def score_dataset(
         fn_constructor_args=(setup, fetch),
         batch_size=batch_rows,
         batch_format="pyarrow",
-        compute=pool(num_workers, room(ray, worker)),
-        max_task_retries=TASK_RETRIES,
-        **worker.resources(),
+        compute=pool(1, num_workers),  # more once what reads the rows has its CPUs
+        **actor_options(worker),
     )
 
 

@@ -22,7 +22,7 @@ from ray.data.datasource import ReadTask
 
 from prm_edge.inputs import Survey
 
-from .cluster import TASK_RETRIES, Worker
+from .cluster import RESTARTS, TASK_RETRIES, Worker
 from .folder import Folder, Summary
 from .parts import Key, read_parts, survey_file, to_table
 from .places import Place
@@ -136,13 +136,23 @@ class Sink(Datasink):  # type: ignore[misc]
         self.written = [summary for some in write_result.write_returns for summary in some]
 
 
-def pool(num_workers: int | None, first: int) -> Any:
-    """So many workers; without a number as many as have room now, and more when nodes come."""
-    if num_workers is not None:
-        return ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=IN_FLIGHT)
+def pool(first: int, most: int | None) -> Any:
+    """``first`` workers at once; up to ``most``, None for as many as nodes come to have room for.
+
+    Never of a fixed size: a worker whose node is lost begins again where another has ended, and
+    in a pool that must not shrink nobody ends before all is done.
+    """
     return ActorPoolStrategy(
-        min_size=1, initial_size=max(1, first), max_tasks_in_flight_per_actor=IN_FLIGHT
+        min_size=1,
+        initial_size=max(1, first),
+        max_size=most,
+        max_tasks_in_flight_per_actor=IN_FLIGHT,
     )
+
+
+def actor_options(worker: Worker) -> dict[str, Any]:
+    """What a worker takes, and what happens when it dies."""
+    return {"max_restarts": RESTARTS, "max_task_retries": -1, **worker.resources()}
 
 
 def run(
@@ -163,8 +173,7 @@ def run(
         batch_size=1,
         batch_format="pyarrow",
         compute=workers,
-        max_task_retries=TASK_RETRIES,
-        **worker.resources(),
+        **actor_options(worker),
     )
     sink = Sink(folder)
     writers = max(1, min(WRITERS[folder.place.local], given.parts))

@@ -187,7 +187,8 @@ class _Run:
             ),
             parts=sum(-(-count // per_part) for count in counts) - len(done),
         )
-        workers = pipeline.pool(request.num_workers, room(self._ray, self._worker))
+        first = request.num_workers or room(self._ray, self._worker)
+        workers = pipeline.pool(first, request.num_workers)
         try:
             written = pipeline.run(
                 given, setup, folder, self._worker, workers, progress=not request.quiet

@@ -1,7 +1,7 @@
 """Connections, on top of uvicorn's: not too many, and none that never says what it wants.
 
 uvicorn itself limits how long a connection may be idle between requests, not how long the head of
-one may take.
+one may take, nor how large it may be.
 """
 
 from __future__ import annotations
@@ -9,38 +9,92 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any, Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .limits import Limits
 from .refusals import RefusedError
+
+MAX_HEAD_BYTES: Final = 65_536
+TOO_LARGE_HEAD: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+
+
+class Joined:
+    """A transport that sends the head and the body of an answer together.
+
+    uvicorn writes them one by one: two system calls, and a client that is woken twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport: Final = transport
+        self._loop: Final = loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send with whatever else is written before the loop's next turn."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def _flush(self) -> None:
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
+
+    def close(self) -> None:
+        """Send what was written, and close."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def connection_class(limits: Limits) -> type[asyncio.Protocol]:
     """The class of one server's connections."""
     full = too_many(limits.connections)
 
-    class Connection(H11Protocol):
+    class Connection(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _head_bytes = 0
+        _in_head = True
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
             # asyncio does so only for sockets that say they are TCP, which create_server's do not:
-            # without it the body of an answer waits 40 ms for the client to confirm its head
+            # without it the end of a long answer waits 40 ms for the client to confirm the rest
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) > limits.connections:
-                transport.write(full)
-                transport.close()
+                self.transport.write(full)
+                self.transport.close()
             else:
                 self._arm()
 
         def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._head_bytes += len(data)
             super().data_received(data)
             cycle: RequestResponseCycle | None = self.cycle
             if cycle is not None and not cycle.response_complete:
                 self._disarm()
             else:
                 self._arm()  # the beginning of a head
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(TOO_LARGE_HEAD)
+                self.transport.close()
+
+        def on_headers_complete(self) -> None:
+            self._head_bytes = 0
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._in_head = True
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()

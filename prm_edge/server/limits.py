@@ -32,7 +32,7 @@ class Limits:
     request_tokens: int = 16_384
     queue_requests: int = 256
     queue_tokens: int = 131_072
-    batch_tokens: int = 1_024
+    batch_tokens: int = 512  # more at once is no faster, and the model waits for the answers
     deadline_s: float = 30.0
     sessions: int = 256
     session_bytes: int = 512 * MB

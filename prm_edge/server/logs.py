@@ -61,4 +61,7 @@ def start_logging(*, with_text: bool, stream: TextIO | None = None) -> None:
 
 def log(level: int, event: str, **fields: Any) -> None:
     """Log an event with fields."""
-    logger.log(level, event, extra={FIELDS: fields})
+    if logger.isEnabledFor(level):
+        # not logger.log, which walks the stack for the name of a function that nobody prints
+        record = logger.makeRecord(LOGGER, level, "", 0, event, (), None, extra={FIELDS: fields})
+        logger.handle(record)

@@ -64,7 +64,7 @@ class FairQueue:
         """Clients that are remembered, those with nothing waiting included."""
         return len(self._clients)
 
-    def put(self, job: Job, *, retry_after_s: int = 1) -> None:
+    def put(self, job: Job, *, retry_after_s: Callable[[], int] = lambda: 1) -> None:
         """Let a job wait for its turn.
 
         Raises:
@@ -87,7 +87,7 @@ class FairQueue:
                 "busy",
                 f"{whose} full ({self.requests} requests, about {self.tokens} tokens); nothing "
                 "was run: send it again later",
-                retry_after_s=retry_after_s,
+                retry_after_s=retry_after_s(),
             )
         if client is None:
             client = self._clients[job.client] = _Client(clock=self._clock)

@@ -68,7 +68,7 @@ class Worker:
         Raises:
             RefusedError: when there is no room, or the model would not get to it in time.
         """
-        self.queue.put(job, retry_after_s=self.wait_s())
+        self.queue.put(job, retry_after_s=self.wait_s)
         self._tell()
 
     def wait_s(self) -> int:

@@ -37,7 +37,7 @@ from .layout import (
     slot_reads,
     tag_reads,
 )
-from .recipe import Recipe, Tag, Tokens
+from .recipe import Recipe, Slot, Tag, Tokens
 from .tokenizer_json import without_added
 
 # Encoding holds several hundred bytes per character for a moment, and no model reads this much.
@@ -228,6 +228,30 @@ class RecipeEncoder:
         problem = check_text(problem, "problem")
         _check_size(len(problem))
         return self._encode_parts(section(self._pieces.opening, problem))
+
+    def opening(self) -> NDArray[np.int64]:
+        """The ids that every record begins with, whatever its problem: the recipe's own. -> (T,)
+
+        They end at a token part, at which text is always cut.
+        """
+        parts = self.recipe.prompt
+        end = next((at for at, part in enumerate(parts) if isinstance(part, Slot)), len(parts))
+        while end and not isinstance(parts[end - 1], Tokens):
+            end -= 1
+        return self._encode_parts(section(parts[:end], ""))
+
+    def check_opening(self, ids: tuple[int, ...]) -> None:
+        """Refuse tokens that not every record begins with.
+
+        Raises:
+            RecipeError: naming both.
+        """
+        opening = tuple(self.opening().tolist())
+        if opening[: len(ids)] != ids:
+            raise RecipeError(
+                f"the package holds keys and values of the tokens {list(ids[:8])}, but records of "
+                f"its recipe begin with {list(opening[:8])}; export the checkpoint again"
+            )
 
     def prompt_tokens(self, problem: str, encoded: Encoded) -> int:
         """How many tokens of a record depend on its problem alone."""

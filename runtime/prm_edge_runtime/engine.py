@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -32,6 +32,9 @@ from .ort import Place, open_session
 # GroupQueryAttention takes another path for a query tile of one row, whose last bits differ, and
 # quantized layers amplify them. A run never has a length of 1 modulo this.
 TILE: Final = 16
+# Precisions whose runs have an even length always: MatMulNBits takes rows in pairs where its blocks
+# are longer than 32, and computes a last one that is alone otherwise.
+EVEN: Final = ("int4",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,34 @@ LIMITS: Final = {
     "cuda": Limits(run_tokens=2048, run_cost=64),
 }
 RUN_TOKENS: Final = LIMITS["cpu"].run_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opening:
+    """The tokens that every record begins with, and their keys and values.
+
+    ``ids`` (P,), ``kv`` (2 * layers, 1, heads, P, D); P is 0 where the package has none.
+    """
+
+    ids: NDArray[np.int64]
+    kv: NDArray[np.float32]
+
+    def without(
+        self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What is left to run of tokens that come after ``past`` others. (S,), (N,)
+
+        Raises:
+            EngineError: when a record does not begin with these tokens, or a step is read at one.
+        """
+        expected = self.ids[past : past + len(ids)]
+        found = ids[: len(expected)]
+        if not np.array_equal(found, expected) or (len(reads) and reads[0] < len(expected)):
+            raise EngineError(
+                f"a record begins with the tokens {found.tolist()[:8]}; those of this package "
+                f"begin with {expected.tolist()[:8]}, which no step is read at"
+            )
+        return ids[len(expected) :], reads - len(expected)
 
 
 class Engine(Protocol):
@@ -86,8 +117,37 @@ def open_engine(
     session = open_session(graph, device=variant.device, threads=threads, options=options)
     if variant.interface == "decoder":
         place = Place(device=variant.device, options=options or CudaOptions())
-        return DecoderEngine(session, variant, logits, place if place.device != "cpu" else None)
+        return DecoderEngine(
+            session,
+            variant,
+            logits,
+            place if place.device != "cpu" else None,
+            read_opening(graph.parent, variant),
+        )
     return StatelessEngine(session, variant, logits)
+
+
+def read_opening(folder: Path, variant: Variant) -> Opening | None:
+    """Read the prefix of a variant whose files are in ``folder``; None when it has none.
+
+    Raises:
+        PackageFormatError: when the file cannot be read, has another size, or is not finite.
+    """
+    prefix = variant.prefix
+    if prefix is None:
+        return None
+    path = folder / PurePosixPath(prefix.file).name
+    shape = (2 * variant.layers, 1, variant.kv_heads, len(prefix.ids), variant.head_dim)
+    try:
+        kv = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+    except OSError as error:
+        raise PackageFormatError(f"{path} cannot be read: {error.strerror}") from error
+    if kv.size != np.prod(shape) or not np.isfinite(kv).all():
+        raise PackageFormatError(
+            f"{path} must hold {np.prod(shape)} finite numbers for the prefix of variant "
+            f"{variant.name!r}, and does not; export the checkpoint again"
+        )
+    return Opening(ids=np.array(prefix.ids, dtype=np.int64), kv=kv.reshape(shape))
 
 
 class DecoderEngine:
@@ -99,7 +159,12 @@ class DecoderEngine:
     causal: Final = True
 
     def __init__(
-        self, session: Any, variant: Variant, logits: int, place: Place | None = None
+        self,
+        session: Any,
+        variant: Variant,
+        logits: int,
+        place: Place | None = None,
+        opening: Opening | None = None,
     ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kind = _cache_type(inputs)
@@ -108,6 +173,7 @@ class DecoderEngine:
         _check(outputs, contract.decoder_outputs(*shape, kind), variant.name)
         self._session = session
         self._logits = logits
+        self._even = variant.precision in EVEN
         self.limits: Final = LIMITS[variant.device]
         parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
         layout = Layout(
@@ -120,6 +186,14 @@ class DecoderEngine:
         self._memory: Memory = (
             HostMemory(session, layout) if place is None else DeviceMemory(session, layout, place)
         )
+        self._opening = opening or Opening(
+            ids=np.zeros(0, dtype=np.int64),
+            kv=np.zeros((2 * shape[0], 1, shape[1], 0, shape[2]), dtype=np.float32),
+        )
+
+    def _width(self, tokens: int) -> int:
+        """The length at which so many tokens are run."""
+        return tokens + (tokens % 2 if self._even else tokens % TILE == 1)
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
@@ -130,9 +204,15 @@ class DecoderEngine:
     def run_rows(
         self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[NDArray[np.float32]]:
-        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)"""
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)
+
+        One after the other where the package has their opening: before 1.32 onnxruntime's
+        GroupQueryAttention takes a cache and several new tokens for one row only.
+        """
+        if len(self._opening.ids):
+            return [self.extend(self.new_cache(len(ids) + 1), 0, ids, at) for ids, at in rows]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
-        width = _whole_tiles(int(lengths.max()))
+        width = self._width(int(lengths.max()))
         # Padding comes after all that is read: causal, so it changes nothing before it.
         padded = np.zeros((len(rows), width), dtype=np.int64)  # (B, S)
         for row, (ids, _) in enumerate(rows):
@@ -164,6 +244,13 @@ class DecoderEngine:
         more. What was there is only read. ``reads`` are positions in ``ids``.
         """
         most = self.limits.run_tokens
+        given = len(self._opening.ids)
+        if past < given:
+            end = min(given, past + len(ids))
+            self._fits(cache, end)
+            ids, reads = self._opening.without(past, ids, reads)
+            cache.write(past, self._opening.kv[:, 0, :, past:end])
+            past = end
         logits = np.empty((len(reads), self._logits), dtype=np.float32)
         for start in range(0, len(ids), most):
             first, last = np.searchsorted(reads, (start, start + most))
@@ -175,7 +262,7 @@ class DecoderEngine:
     def _append(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        width = _whole_tiles(len(ids))
+        width = self._width(len(ids))
         total = past + width
         # a token nobody reads, whose place in the cache the next run takes
         tokens = np.append(ids, ids[-1:]) if width > len(ids) else ids
@@ -188,11 +275,15 @@ class DecoderEngine:
             contract.LAST_TOKEN.name: np.array([total - 1], dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
         }
-        if total > cache.room:
-            raise EngineError(f"{total} tokens do not fit into a cache of {cache.room}")
+        self._fits(cache, total)
         with _failing_as(f"a run of {width} tokens after {past}"):
             run_bound(self._session, cache.binding, feeds, logits)
         return logits[: len(reads)]
+
+    @staticmethod
+    def _fits(cache: Cache, tokens: int) -> None:
+        if tokens > cache.room:
+            raise EngineError(f"{tokens} tokens do not fit into a cache of {cache.room}")
 
 
 class StatelessEngine:
@@ -224,11 +315,6 @@ class StatelessEngine:
             (logits,) = self._session.run([contract.TOKEN_LOGITS.name], used)
             everywhere = check_logits(logits, (1, len(ids), self._logits))
         return np.ascontiguousarray(everywhere[0, reads])
-
-
-def _whole_tiles(tokens: int) -> int:
-    """The length at which so many tokens are run."""
-    return tokens + (tokens % TILE == 1)
 
 
 def _cache_type(given: Sequence[Any]) -> str:

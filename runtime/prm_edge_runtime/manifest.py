@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from .calibration import Calibration
@@ -59,6 +60,22 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """Keys and values of the tokens that every record begins with, computed at export.
+
+    ``ids``: these tokens. ``file``: beside the graph, little-endian float32 of the shape (2 *
+    layers, kv_heads, ids, head_dim), a layer's keys before its values; they lie in the cache as if
+    the graph had run the ids, which it never does.
+    """
+
+    file: str
+    ids: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"file": self.file, "ids": list(self.ids)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One graph of the package, for one device and precision.
 
@@ -66,6 +83,7 @@ class Variant:
     holds the graph and its external data. ``layers``, ``kv_heads``, ``head_dim``: shape of the
     key-value cache, all 0 for a ``stateless`` graph. ``proof``: the fidelity figures measured at
     export, flat; ``allowed_drift`` is true when the exporter was told to ignore its budget.
+    ``prefix``: what the cache begins with; the key is absent when there is none.
     """
 
     name: str
@@ -78,6 +96,7 @@ class Variant:
     kv_heads: int
     head_dim: int
     proof: Mapping[str, Scalar]
+    prefix: Prefix | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -90,6 +109,7 @@ class Variant:
             "kv_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "proof": dict(self.proof),
+            **({} if self.prefix is None else {"prefix": self.prefix.to_dict()}),
         }
 
 
@@ -241,10 +261,20 @@ def _variants(fields: Fields) -> tuple[Variant, ...]:
                 kv_heads=inner.integer("kv_heads", minimum=0, maximum=MAX_CACHE_SIZE),
                 head_dim=inner.integer("head_dim", minimum=0, maximum=MAX_CACHE_SIZE),
                 proof=_flat(inner, "proof"),
+                prefix=_prefix(inner),
             )
         )
         inner.finish()
     return tuple(variants)
+
+
+def _prefix(fields: Fields) -> Prefix | None:
+    if not fields.has("prefix"):
+        return None
+    inner = Fields(fields.objects("prefix"), f"{fields.where}.prefix", fields.problems)
+    prefix = Prefix(file=inner.text("file"), ids=inner.list_of("ids", int, "whole numbers"))
+    inner.finish()
+    return prefix
 
 
 def _files(fields: Fields) -> dict[str, FileEntry]:
@@ -349,6 +379,34 @@ def _validate_variant(variant: Variant, manifest: Manifest, problems: Problems) 
         problems.add(at, f"layers, kv_heads and head_dim must be at least 1, got {cache}")
     if variant.interface == STATELESS and any(cache):
         problems.add(at, f"layers, kv_heads and head_dim of a stateless graph are 0, got {cache}")
+    if variant.prefix is not None:
+        _validate_prefix(variant, variant.prefix, manifest, problems)
+
+
+def _validate_prefix(
+    variant: Variant, prefix: Prefix, manifest: Manifest, problems: Problems
+) -> None:
+    at = f"variants[{variant.name!r}].prefix"
+    if variant.interface != DECODER:
+        problems.add(at, f"a {variant.interface} graph has no cache to begin with one")
+    if variant.device != "cpu":
+        problems.add(at, f"is for variants of the CPU, not of {variant.device}")
+    if prefix.file not in variant.files:
+        problems.add(f"{at}.file", f"{prefix.file!r} is not among the files of the variant")
+    if PurePosixPath(prefix.file).parent != PurePosixPath(variant.graph).parent:
+        problems.add(f"{at}.file", f"{prefix.file!r} must lie beside the graph")
+    if not 0 < len(prefix.ids) < manifest.max_tokens:
+        problems.add(
+            f"{at}.ids", f"must be 1 to {manifest.max_tokens - 1} tokens, got {len(prefix.ids)}"
+        )
+    if any(not 0 <= token <= MAX_INTEGER for token in prefix.ids):
+        problems.add(f"{at}.ids", "must not be negative, and fit in 64 bits")
+    entry = manifest.files.get(prefix.file)
+    size = 4 * 2 * variant.layers * variant.kv_heads * len(prefix.ids) * variant.head_dim
+    if entry is not None and entry.size != size:
+        problems.add(
+            f"{at}.file", f"{prefix.file!r} must have {size} bytes for its ids, has {entry.size}"
+        )
 
 
 def _validate_thresholds(manifest: Manifest, problems: Problems) -> None:

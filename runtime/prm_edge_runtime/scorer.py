@@ -67,6 +67,8 @@ class Scorer:
         self._variant = variant
         self._engine: Engine | None = engine
         self._encoder = RecipeEncoder(package.read_bytes(TOKENIZER_NAME), self.recipe)
+        if variant.prefix is not None:
+            self._encoder.check_opening(variant.prefix.ids)
         limit = limit_bytes(prefix_cache_mb)
         self._prefixes = PrefixCache(limit) if limit and isinstance(engine, DecoderEngine) else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +21,17 @@ from prm_edge_runtime.encoding import Encoded
 
 from ..model_config import DecoderConfig
 from . import weights
-from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, Unit, layer_prefix
+from .kinds import BLOCKS, FP32, INT4, INT8, INT8_MENU, INT8X2, UNITS, Menu, Unit, layer_prefix
 from .layers import Batch, LayerRunner, hooked
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
-_JUDGED_TOKENS: Final = 2048  # on which a kind's error is measured
+_JUDGED_TOKENS: Final = 1024  # on which a kind's error is measured
 _SCALE_LIMIT: Final = 1e4
+SAMPLED_LAYERS: Final = 4  # in which two bases are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,40 +69,68 @@ class Measured:
 class Calibration:
     """Everything the plan and the graph need."""
 
+    menu: Menu = INT8_MENU
     units: list[Measured] = field(default_factory=list)
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
-    logits: list[Any] = field(default_factory=list)  # the reference's, of each record (N, C)
+    opening: list[NDArray[np.float32]] = field(default_factory=list)  # of each layer (2, G, P, D)
+    logits: list[Any] = field(default_factory=list)  # the reference's, of each judged record (N, C)
 
 
 @torch.inference_mode()
 def calibrate(
     runner: LayerRunner,
+    reference: LayerRunner,
     config: DecoderConfig,
     records: Sequence[Encoded],
-    n_calibration: int,
+    judged: Sequence[Encoded],
     scratch: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    menu: Menu = INT8_MENU,
 ) -> Calibration:
-    """Pass every record through the reference; calibrate on the first ``n_calibration`` of them.
+    """Calibrate on ``records``; pass those to be ``judged`` through the untouched reference.
+
+    ``runner`` may hold the model in another basis and folds as it goes; ``reference`` never does.
 
     Raises:
         CheckpointError: when a tensor is missing, has another shape or is not finite.
     """
-    result = Calibration()
-    used = runner.batches(records[:n_calibration])
-    others = runner.batches(records[n_calibration:])
+    result = Calibration(menu=menu)
+    used = runner.batches(records)
+    others = reference.batches(judged)
     for index in range(config.layers):
-        runner.load(index)
-        _layer(runner, config, index, used, scratch, result)
+        reference.load(index)
         for batch in others:
-            batch.stream = runner.forward(batch.stream)
+            batch.stream = reference.forward(batch.stream)
+        runner.load(index)  # into the same module, where the two share one
+        _layer(runner, config, index, used, scratch, result)
         progress(index + 1, config.layers)
-    result.logits = [
-        *runner.logits(used, records[:n_calibration]),
-        *runner.logits(others, records[n_calibration:]),
-    ]
+    result.logits = reference.logits(others, judged)
     return result
+
+
+@torch.inference_mode()
+def sampled_error(
+    runner: LayerRunner,
+    config: DecoderConfig,
+    records: Sequence[Encoded],
+    scratch: Path,
+    menu: Menu = INT8_MENU,
+) -> float:
+    """What a few layers would lose with all their linears in the cheapest kind, in this basis."""
+    result = Calibration(menu=menu)
+    batches = runner.batches(records)
+    count = min(SAMPLED_LAYERS, config.layers)
+    sampled = {config.layers * (2 * at + 1) // (2 * count) for at in range(count)}
+    for index in range(max(sampled) + 1):
+        runner.load(index)
+        if index in sampled:
+            _layer(runner, config, index, batches, scratch, result)
+            continue
+        for batch in batches:
+            batch.stream = runner.forward(batch.stream)
+    return sum(unit.errors[menu.kinds[0]] for unit in result.units)
 
 
 def _layer(
@@ -110,59 +142,105 @@ def _layer(
     result: Calibration,
 ) -> None:
     """Calibrate the loaded layer, and move the streams on past it."""
-    before = [batch.stream for batch in batches]
-    inputs = _run_and_catch(runner, batches)
-    after = [batch.stream for batch in batches]
-    norms = torch.cat([batch.rows for batch in batches]).norm(dim=1)
+    judged = _first_tokens(batches, _JUDGED_TOKENS)
+    before = {at: batches[at].stream for at in judged}
+    inputs, norms = _run_and_catch(runner, batches)
+    after = {at: batches[at].stream for at in judged}
     folded = []
     for unit in UNITS:
-        smoothing, strength = _smoothing(runner.layer, config, unit, inputs[unit.name], norms)
+        smoothing, strength = _smoothing(
+            runner.layer, config, unit, inputs[unit.name], norms, result.menu
+        )
         folded.append((unit, smoothing, strength))
     for unit, smoothing, _ in folded:
         if smoothing is not None:
             _fold(runner.layer, config, unit, smoothing, layer_prefix(index), result.folds)
-    judged = _first_tokens(batches, _JUDGED_TOKENS)
+    runner.settle()
+    result.opening.append(runner.opening_kv())
     for unit, smoothing, strength in folded:
-        rows = inputs.pop(unit.name)
+        hessian = inputs.pop(unit.name).hessian
         if smoothing is not None:
-            rows /= _per_input(config, unit, smoothing)
-        compensated = rows.shape[1] <= weights.MAX_COMPENSATED
+            each = torch.split(_per_input(config, unit, smoothing), weights.MAX_COMPENSATED)
+            for square, scales in zip(hessian, each, strict=True):
+                square /= torch.outer(scales, scales)
         weight = torch.cat(_weights(runner.layer, unit))
-        channels, blocks = weights.quantize(weight, rows.T @ rows if compensated else None)
+        inputs_of, size = weight.shape[1], weight.numel()
+        form = weights.BLOCKS4 if INT4 in result.menu.kinds else weights.BLOCKS8
+        channels, blocks = weights.quantize(weight, hessian, form)
+        del weight
         _keep(channels, blocks, unit, index, scratch, result)
-        restored = channels.restored()
-        kinds = {
-            INT8: (restored, weights.round_tokens),
-            INT8X2: (restored, weights.round_tokens_twice),
-            BLOCKS: (blocks.restored(weight.shape[1]), weights.round_token_blocks),
+        # restored when its turn comes: each is as large as the weight
+        kinds: dict[str, tuple[Callable[[], torch.Tensor], Rounding]] = {
+            INT8: (channels.restored, weights.round_tokens),
+            INT8X2: (channels.restored, weights.round_tokens_twice),
+            BLOCKS: (partial(blocks.restored, inputs_of), weights.round_token_blocks),
+            INT4: (partial(blocks.restored, inputs_of), _rounding(INT4)),
         }
         errors = {
-            kind: _error(runner, unit, *how, batches, before, after, judged)
-            for kind, how in kinds.items()
+            kind: _error(runner, unit, restored(), rounding, batches, before, after)
+            for kind, (restored, rounding) in kinds.items()
+            if kind in result.menu.kinds
         }
         result.units.append(
             Measured(
                 layer=index,
                 unit=unit.name,
-                multiply_adds=weight.numel(),
+                multiply_adds=size,
                 strength=strength,
-                compensated=compensated,
+                compensated=True,
                 errors={**errors, FP32: 0.0},
             )
         )
 
 
-def _run_and_catch(runner: LayerRunner, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-    """Move the streams on; return what each unit read. -> unit -> (T, K)"""
-    caught: dict[str, list[torch.Tensor]] = {unit.name: [] for unit in UNITS}
+@dataclass(slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a unit read, summed up as it passed by; the rows themselves would take gigabytes.
+
+    ``hessian``: their second moments (K, K), where K is large only blocks on the diagonal.
+    ``sample`` (T, K).
+    """
+
+    largest: torch.Tensor
+    hessian: list[torch.Tensor]
+    sample: list[torch.Tensor]
+
+    def add(self, rows: torch.Tensor, first: int, step: int) -> None:
+        """Take in rows (T, K), and each ``step``-th of them from ``first`` on into the sample."""
+        torch.maximum(self.largest, rows.abs().amax(dim=0), out=self.largest)
+        parts = torch.split(rows, weights.MAX_COMPENSATED, dim=1)
+        for square, part in zip(self.hessian, parts, strict=True):
+            square.addmm_(part.T, part)
+        self.sample.append(rows[first::step])
+
+
+def _run_and_catch(
+    runner: LayerRunner, batches: Sequence[Batch]
+) -> tuple[dict[str, Seen], torch.Tensor]:
+    """Move the streams on. -> what each unit read; the streams' norms at the sampled tokens"""
+    seen = {}
+    for unit in UNITS:
+        width = runner.layer.get_submodule(unit.parts[0]).in_features
+        moments = [
+            torch.zeros(len(part), len(part))
+            for part in torch.split(torch.zeros(width), weights.MAX_COMPENSATED)
+        ]
+        seen[unit.name] = Seen(largest=torch.zeros(width), hessian=moments, sample=[])
+    total = sum(int(batch.valid.sum()) for batch in batches)
+    step = max(1, total // _SAMPLED_TOKENS)
+    norms, passed = [], 0
     for batch in batches:
+        first = -passed % step
 
-        def catch(name: str, valid: torch.Tensor) -> Callable[[torch.Tensor], None]:
-            return lambda value: caught[name].append(value[valid])
+        def catch(unit: Unit, valid: torch.Tensor, first: int) -> Callable[[torch.Tensor], None]:
+            return lambda value: seen[unit.name].add(value[valid], first, step)
 
-        with hooked(runner.layer, {u.parts[0]: catch(u.name, batch.valid) for u in UNITS}):
-            batch.stream = runner.forward(batch.stream)
-    return {name: torch.cat(rows) for name, rows in caught.items()}
+        with hooked(runner.layer, {u.parts[0]: catch(u, batch.valid, first) for u in UNITS}):
+            stream = runner.forward(batch.stream)
+        batch.stream = stream
+        norms.append(stream[batch.valid][first::step].norm(dim=1))
+        passed += int(batch.valid.sum())
+    return seen, torch.cat(norms)
 
 
 def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
@@ -170,36 +248,63 @@ def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
 
 
 def _smoothing(
-    layer: Any, config: DecoderConfig, unit: Unit, rows: torch.Tensor, norms: torch.Tensor
+    layer: Any,
+    config: DecoderConfig,
+    unit: Unit,
+    seen: Seen,
+    norms: torch.Tensor,
+    menu: Menu,
 ) -> tuple[torch.Tensor | None, float | None]:
     """The scales, of all strengths, with the least error on a sample of tokens.
 
     Each token's error counts in relation to the stream it is added to, where it is; else to the
     output itself.
     """
-    weight = torch.cat(_weights(layer, unit))
-    largest = _tied(config, unit, rows.abs().amax(dim=0)).clamp(min=1e-8)
-    widest = _tied(config, unit, weight.abs().amax(dim=0)).clamp(min=1e-8)
-    step = max(1, len(rows) // _SAMPLED_TOKENS)
-    sample = rows[::step]
-    wanted = sample @ weight.T
-    size = (wanted.norm(dim=1) if unit.rows_of is None else norms[::step]).clamp(min=1e-8)
+    parts = [rows for part in _weights(layer, unit) for rows in torch.split(part, weights.ROWS)]
+    largest = _tied(config, unit, seen.largest).clamp(min=1e-8)
+    columns = torch.stack([rows.abs().amax(dim=0) for rows in parts]).amax(dim=0)
+    widest = _tied(config, unit, columns).clamp(min=1e-8)
+    sample = torch.cat(seen.sample)
+    wanted = [sample @ rows.T for rows in parts]
+    size = _norm(wanted) if unit.rows_of is None else norms
+    size = size.clamp(min=1e-8)
     best: tuple[float, torch.Tensor | None, float | None] | None = None
     for strength in STRENGTHS:
-        scales = None
-        smoothed, scaled = sample, weight
+        scales, each = None, torch.ones(sample.shape[1])
         if strength is not None:
             scales = largest**strength / widest ** (1 - strength)
             scales /= scales.log().mean().exp()
             scales.clamp_(1 / _SCALE_LIMIT, _SCALE_LIMIT)
             each = _per_input(config, unit, scales)
-            smoothed, scaled = sample / each, weight * each
-        got = weights.round_tokens(smoothed) @ weights.round_channels(scaled).restored().T
-        error = float((((got - wanted).norm(dim=1) / size) ** 2).mean())
+        rounded = _rounding(menu.kinds[0])(sample / each)
+        changes = [
+            rounded @ _rounded(menu.kinds[0], rows * each).T - exact
+            for rows, exact in zip(parts, wanted, strict=True)
+        ]
+        error = float(((_norm(changes) / size) ** 2).mean())
         if best is None or error < best[0]:
             best = (error, scales, strength)
     assert best is not None
     return best[1], best[2]
+
+
+def _rounding(kind: str) -> Rounding:
+    """How a kind rounds activations."""
+    if kind == INT4:
+        return partial(weights.round_token_blocks, block=weights.BLOCKS4.block)
+    return weights.round_tokens
+
+
+def _rounded(kind: str, weight: torch.Tensor) -> torch.Tensor:
+    """What plain rounding to a kind leaves of a weight. (N, K)"""
+    if kind == INT4:
+        return weights.round_blocks(weight, weights.BLOCKS4).restored(weight.shape[1])
+    return weights.round_channels(weight).restored()
+
+
+def _norm(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each row that lies in pieces. (T, N1), (T, N2), ... -> (T,)"""
+    return torch.stack([part.square().sum(dim=1) for part in parts]).sum(dim=0).sqrt()
 
 
 def _tied(config: DecoderConfig, unit: Unit, values: torch.Tensor) -> torch.Tensor:
@@ -255,7 +360,7 @@ def _keep(
     """Write both forms to the scratch folder, int8 in the graph's layout (K, N)."""
     count = len(unit.graph)
     values, scales = channels.values.chunk(count), channels.scales.chunk(count)
-    blocked, block_scales = blocks.values.chunk(count), blocks.scales.chunk(count)
+    blocked, block_scales = blocks.packed().chunk(count), blocks.scales.chunk(count)
     for at, name in enumerate(unit.graph):
         path = scratch / f"{index}.{name}.npz"
         np.savez(
@@ -272,18 +377,17 @@ def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
     """Batches from all over the lengths, with about this many tokens together."""
     total = sum(int(batch.valid.sum()) for batch in batches)
     step = max(1, total // tokens)
-    return list(range(0, len(batches), step))
+    return list(range(min(step // 2, len(batches) - 1), len(batches), step))
 
 
 def _error(
     runner: LayerRunner,
     unit: Unit,
     weight: torch.Tensor,
-    rounding: Callable[[torch.Tensor], torch.Tensor],
+    rounding: Rounding,
     batches: Sequence[Batch],
-    before: Sequence[torch.Tensor],
-    after: Sequence[torch.Tensor],
-    judged: Sequence[int],
+    before: Mapping[int, torch.Tensor],
+    after: Mapping[int, torch.Tensor],
 ) -> float:
     """What the layer's output loses when this unit alone has this weight and rounds its inputs."""
     modules = [runner.layer.get_submodule(part) for part in unit.parts]
@@ -293,7 +397,7 @@ def _error(
         for module, part in zip(modules, torch.split(weight, [len(w) for w in kept]), strict=True):
             module.weight.copy_(part)
         with hooked(runner.layer, dict.fromkeys(unit.parts, rounding)):
-            for at in judged:
+            for at in before:
                 valid = batches[at].valid
                 change = (runner.forward(before[at]) - after[at])[valid]
                 relative = change.norm(dim=1) / after[at][valid].norm(dim=1).clamp(min=1e-8)

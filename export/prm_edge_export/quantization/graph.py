@@ -23,8 +23,8 @@ from ..model_config import DecoderConfig
 from ..weights import WeightFile
 from .calibration import Calibration
 from .choose import Plan
-from .kinds import BLOCKS, FP32, INT8, INT8X2, UNITS, layer_prefix
-from .weights import BLOCK, LEVELS, SECOND
+from .kinds import BLOCKS, FP32, INT4, INT8, INT8X2, UNITS, layer_prefix
+from .weights import BLOCKS4, BLOCKS8, LEVELS, SECOND, BlockForm
 
 Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
@@ -113,9 +113,9 @@ class QuantizedBuilder(DecoderBuilder):
         kind = self._kinds[name]
         if kind == FP32:
             return super()._linear(name, source, weight, bias)
-        emit = {INT8: self._int8, INT8X2: self._int8_twice, BLOCKS: self._blocks}[kind]
+        emit = EMITTERS[kind]
         with np.load(self._calibration.stored[name]) as stored:
-            out = emit(name, source, stored)
+            out = emit(self, name, source, stored)
         if bias is None:
             return out
         return self.node("Add", [out, self.constant(f"{name}.bias", bias)], [f"{name}.biased"])
@@ -235,8 +235,8 @@ class QuantizedBuilder(DecoderBuilder):
         self._shared.add(name)
         return self.constant(name, array)
 
-    def _blocks(self, name: str, source: str, stored: Stored) -> str:
-        """Weights in 8-bit blocks; the operator rounds activations in blocks too."""
+    def _blocks(self, name: str, source: str, stored: Stored, form: BlockForm = BLOCKS8) -> str:
+        """Weights in blocks; the operator rounds activations to 8 bits in blocks too."""
         outputs = len(stored["blocks"])
         return self.node(
             "MatMulNBits",
@@ -249,7 +249,19 @@ class QuantizedBuilder(DecoderBuilder):
             MICROSOFT,
             K=len(stored["int8"]),
             N=outputs,
-            bits=8,
-            block_size=BLOCK,
+            bits=form.bits,
+            block_size=form.block,
             accuracy_level=4,
         )
+
+    def _blocks4(self, name: str, source: str, stored: Stored) -> str:
+        return self._blocks(name, source, stored, BLOCKS4)
+
+
+# kind -> how its product is written
+EMITTERS: Final[dict[str, Callable[[QuantizedBuilder, str, str, Stored], str]]] = {
+    INT8: QuantizedBuilder._int8,
+    INT8X2: QuantizedBuilder._int8_twice,
+    BLOCKS: QuantizedBuilder._blocks,
+    INT4: QuantizedBuilder._blocks4,
+}

@@ -5,20 +5,64 @@ A closed vocabulary, as data: which tensors a linear is made of, what it reads, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 INT8: Final = "int8"  # per-token activations, per-channel weights
 INT8X2: Final = "int8x2"  # the same, and what rounding left of the activations in a second pass
 BLOCKS: Final = "blocks"  # 8-bit blocks of 32, activations too
+INT4: Final = "int4"  # 4-bit blocks of 128, activations in 8 bits
 FP32: Final = "fp32"
 # Time of one multiply-add, that of int8 being 1: benchmarks/kinds.py, 384 tokens, one Zen 4 core,
 # the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
 COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
 # Of the multiply-adds: what keeps int8 worth its name, and its speed
-LEAST_INT8: Final = 0.65  # in one pass or two
+LEAST_INT8: Final = 0.65  # in one pass where that is precise enough, else in one or two
 MOST_FP32: Final = 0.05
 KINDS: Final = tuple(COSTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Menu:
+    """What a precision's linears can be, from the cheapest kind on.
+
+    ``costs``: of one multiply-add, the first kind's being 1. ``least``: share of the multiply-adds
+    that stay the first kind; ``most_fp32``: that may become float32. ``twice``: the kind that
+    counts as the first too, where the first alone cannot be precise enough.
+    """
+
+    precision: str
+    costs: Mapping[str, float]
+    cost_of: str
+    least: float
+    most_fp32: float
+    twice: str | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """From the cheapest to the dearest."""
+        return tuple(self.costs)
+
+
+INT8_MENU: Final = Menu(
+    precision=INT8,
+    costs=COSTS,
+    cost_of="its linears, where all of them in int8 cost 1",
+    least=LEAST_INT8,
+    most_fp32=MOST_FP32,
+    twice=INT8X2,
+)
+# int4 is there for memory: costs are the bytes that a session holds of a weight, 0.64 and 1.05. A
+# quarter of the weights in 8 bits makes a file of 0.33 times fp16's.
+INT4_MENU: Final = Menu(
+    precision=INT4,
+    costs={INT4: 1.0, INT8X2: 1.64},
+    cost_of="the memory of its linears, where all of them in int4 cost 1",
+    least=0.75,
+    most_fp32=0.0,
+)
+MENUS: Final = {menu.precision: menu for menu in (INT8_MENU, INT4_MENU)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

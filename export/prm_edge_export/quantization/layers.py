@@ -83,29 +83,42 @@ class Batch:
 
 
 class LayerRunner:
-    """The reference, one layer at a time. ``scratch``: a folder on a disk with room."""
+    """The reference, one layer at a time. ``scratch``: a folder on a disk with room.
+
+    ``opening`` (P,): tokens that every record begins with; streams are of those after them, and
+    find their keys and values in a cache. ``beside``: a runner that never needs its layer at the
+    same time, so that one layer is in memory and not two.
+    """
 
     def __init__(
-        self, config: DecoderConfig, head: Head, tensors: Tensors, *, scratch: Path
+        self,
+        config: DecoderConfig,
+        head: Head,
+        tensors: Tensors,
+        opening: NDArray[np.int64] | None = None,
+        *,
+        scratch: Path,
+        beside: LayerRunner | None = None,
     ) -> None:
+        self._opening = np.zeros(0, dtype=np.int64) if opening is None else opening
+        self._first: torch.Tensor | None = None  # the opening's stream (1, P, H), before the layer
+        self._next: torch.Tensor | None = None  # and after it
+        self._kv: tuple[torch.Tensor, torch.Tensor] | None = None
         self._config = config
         self._head = head
         self._tensors = tensors
         self._scratch = scratch
-        # a model of one layer, for layers with a sliding window and for those without
-        self._models: dict[bool, Any] = {}
-        self._model = self._of_kind(0)
-        self._norm = self._model.norm
-        self._model.norm = torch.nn.Identity()  # the stream goes on as it is
+        # a model of one layer, for layers with a sliding window and for those without; its norm
+        self._models: dict[bool, tuple[Any, Any]] = {} if beside is None else beside._models
+        self._model, self._norm = self._of_kind(0)
 
-    def _of_kind(self, index: int) -> Any:
+    def _of_kind(self, index: int) -> tuple[Any, Any]:
         full = index in self._config.full_layers
         if full not in self._models:
             single = replace(self._config, full_layers=(0,) if full else ())
             model = load_layer_model(single, self._head)
-            if self._models:
-                model.norm = torch.nn.Identity()
-            self._models[full] = model
+            self._models[full] = model, model.norm
+            model.norm = torch.nn.Identity()  # the stream goes on as it is
         return self._models[full]
 
     @property
@@ -119,11 +132,32 @@ class LayerRunner:
         Raises:
             CheckpointError: when a tensor is missing, has another shape or is not finite.
         """
-        self._model = self._of_kind(index)
+        self._model, _ = self._of_kind(index)
         with torch.no_grad():
             for name, parameter in self.layer.named_parameters():
                 stored = self._tensors.torch(layer_prefix(index) + name, tuple(parameter.shape))
                 parameter.copy_(stored)
+        if len(self._opening):
+            self._first = self._embedded(self._opening[None]) if index == 0 else self._next
+            self.settle()
+
+    def settle(self) -> None:
+        """Run the opening through the loaded layer again, whose weights may have changed."""
+        from transformers import DynamicCache
+
+        if self._first is None:
+            return
+        cache: Any = DynamicCache()
+        out = self._model(inputs_embeds=self._first, past_key_values=cache, use_cache=True)
+        self._kv = cache.layers[0].keys, cache.layers[0].values
+        self._next = out.last_hidden_state
+
+    def opening_kv(self) -> NDArray[np.float32]:
+        """The opening's keys and values in the loaded layer. -> (2, G, P, D)"""
+        if self._kv is None:
+            shape = (2, self._config.kv_heads, 0, self._config.head_dim)
+            return np.zeros(shape, dtype=np.float32)
+        return torch.cat(self._kv).numpy()
 
     def _embedded(self, ids: NDArray[np.int64]) -> torch.Tensor:
         """(B, T) -> (B, T, H); only the rows of these tokens are read."""
@@ -135,7 +169,8 @@ class LayerRunner:
     def batches(self, records: Sequence[Encoded]) -> list[Batch]:
         """Embed records, those of similar length together."""
         states, offset = States(self._scratch), 0
-        lengths = [len(record.ids) for record in records]
+        skipped = len(self._opening)
+        lengths = [len(record.ids) - skipped for record in records]
         batches, taken = [], 0
         order = sorted(range(len(records)), key=lambda index: lengths[index])
         while taken < len(order):
@@ -150,7 +185,7 @@ class LayerRunner:
             ids = torch.zeros(len(chosen), lengths[chosen[-1]], dtype=torch.int64)
             valid = torch.zeros_like(ids, dtype=torch.bool)
             for row, index in enumerate(chosen):
-                ids[row, : lengths[index]] = torch.from_numpy(records[index].ids)
+                ids[row, : lengths[index]] = torch.from_numpy(records[index].ids[skipped:])
                 valid[row, : lengths[index]] = True
             batch = Batch(
                 records=chosen,
@@ -166,7 +201,15 @@ class LayerRunner:
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """Run the loaded layer. (B, T, H) -> (B, T, H)"""
-        out: torch.Tensor = self._model(inputs_embeds=stream, use_cache=False).last_hidden_state
+        past: Any = None
+        if self._kv is not None:
+            from transformers import DynamicCache
+
+            past = DynamicCache()
+            past.update(*(part.expand(len(stream), -1, -1, -1) for part in self._kv), 0)
+        out: torch.Tensor = self._model(
+            inputs_embeds=stream, past_key_values=past, use_cache=past is not None
+        ).last_hidden_state
         return out
 
     def logits(self, batches: Sequence[Batch], records: Sequence[Encoded]) -> list[Any]:
@@ -182,7 +225,7 @@ class LayerRunner:
         for batch in batches:
             stream = batch.stream
             for row, index in enumerate(batch.records):
-                reads = torch.from_numpy(records[index].reads)
+                reads = torch.from_numpy(records[index].reads - len(self._opening))
                 found[index] = top(self._norm(stream[row, reads])).numpy()
         return found
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime import scoring
 from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.engine import open_engine
-from prm_edge_runtime.manifest import DECODER, Variant
+from prm_edge_runtime.manifest import DECODER, Prefix, Variant
 from prm_edge_runtime.recipe import Score
 
 from ..checkpoint import Tensors
@@ -27,18 +27,22 @@ from ..graph import GRAPH_NAME
 from ..heads import Head
 from ..model_config import DecoderConfig
 from . import choose
-from .calibration import Calibration, calibrate
+from .calibration import SAMPLED_LAYERS, Calibration, calibrate, sampled_error
 from .graph import build_quantized
-from .kinds import COSTS, INT8
+from .kinds import INT4, Menu
 from .layers import LayerRunner, StoredReference
+from .rotation import RotatedTensors, can_rotate
 from .texts import Solutions
 
 Say = Callable[[str], None]
 
 # What the plan aims at, on its own solutions, so that the budget is met on those of the proof
 TARGET_MEAN_DP: Final = 0.006
-TARGET_REL_RMS: Final = 0.05
+TARGET_REL_RMS: Final = 0.04  # 1.5 times what torch bf16 shows on SmolLM2
+INT4_TARGETS: Final = (0.02, 0.16)
 TRIES: Final = 5
+PREFIX_NAME: Final = "prefix.f32"
+COMPARED: Final = 16  # solutions on which two bases are compared
 _STRICTER: Final = 0.9  # aim a little below what the last measurement says is needed
 WORST_SHOWN: Final = 8
 
@@ -50,10 +54,14 @@ class Drift:
     mean_dp: float
     rel_rms: float
 
-    @property
-    def of_target(self) -> float:
+    def of(self, targets: tuple[float, float]) -> float:
         """1 where the worse of both figures just meets its target."""
-        return max(self.mean_dp / TARGET_MEAN_DP, self.rel_rms / TARGET_REL_RMS)
+        return max(self.mean_dp / targets[0], self.rel_rms / targets[1])
+
+
+def targets_of(menu: Menu) -> tuple[float, float]:
+    """Mean |dp| and relative RMS that a precision's plan aims at."""
+    return INT4_TARGETS if menu.precision == INT4 else (TARGET_MEAN_DP, TARGET_REL_RMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,7 @@ class Quantized:
     reference: StoredReference
     report: dict[str, Any]
     worst: list[str]
+    opening: tuple[int, ...]  # the tokens whose keys and values are in PREFIX_NAME
 
 
 def build_within_target(
@@ -74,10 +83,13 @@ def build_within_target(
     solutions: Solutions,
     verification: Sequence[Encoded],
     *,
+    opening: NDArray[np.int64],
     max_tokens: int,
     say: Say,
+    progress: Callable[[int, int], None],
+    menu: Menu,
 ) -> Quantized:
-    """Write ``model.onnx`` and its data into ``folder``.
+    """Write ``model.onnx``, its data and the cache of the ``opening`` into ``folder``.
 
     When no plan meets the target the most precise one that was tried stays; the proof decides.
 
@@ -87,70 +99,114 @@ def build_within_target(
     scratch = folder / "scratch"
     scratch.mkdir()
     searched = solutions.search
-    count = len(solutions.calibration)
+    if config.window is not None:
+        opening = opening[:0]  # a window moves on, and leaves these tokens behind
     try:
-        calibration = calibrate(
-            LayerRunner(config, head, tensors, scratch=scratch),
-            config,
-            [*solutions.calibration, *searched, *verification],
-            count,
-            scratch,
-            lambda done, total: say(f"calibration: layer {done} of {total}"),
+        rotated = can_rotate(config, head) and _rotation_helps(
+            config, head, tensors, solutions.calibration, opening, scratch, say, menu
         )
-        wanted = calibration.logits[count : count + len(searched)]
+        turned = RotatedTensors(tensors, config, head) if rotated else tensors
+        runner = LayerRunner(config, head, turned, opening, scratch=scratch)
+        calibration = calibrate(
+            runner,
+            LayerRunner(config, head, tensors, scratch=scratch, beside=runner),
+            config,
+            solutions.calibration,
+            [*searched, *verification],
+            scratch,
+            progress,
+            menu=menu,
+        )
+        del runner  # and its layer, before the whole graph is run
+        if len(opening):
+            np.concatenate(calibration.opening).astype("<f4").tofile(folder / PREFIX_NAME)
+        variant = _variant(config, menu, tuple(opening.tolist()))
 
         def build(plan: choose.Plan) -> Drift:
-            build_quantized(config, head, tensors, folder, calibration, plan, max_tokens=max_tokens)
-            got = _run(config, head, folder, searched)
-            return _drift(wanted, got, score)
+            build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
+            engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
+            got = [engine.run(record.ids, record.reads) for record in searched]
+            return _drift(calibration.logits[: len(searched)], got, score)
 
         plan, drift = _search(calibration, build, say)
     finally:
         shutil.rmtree(scratch)
     return Quantized(
-        reference=StoredReference(verification, calibration.logits[count + len(searched) :]),
-        report=_report(calibration, plan, drift, solutions),
+        reference=StoredReference(verification, calibration.logits[len(searched) :]),
+        report={
+            "rotated": rotated,
+            "opening_tokens": len(opening),
+            **_report(calibration, plan, drift, solutions),
+        },
         worst=_worst(calibration, plan),
+        opening=tuple(opening.tolist()),
     )
+
+
+def _rotation_helps(
+    config: DecoderConfig,
+    head: Head,
+    tensors: Tensors,
+    records: Sequence[Encoded],
+    opening: NDArray[np.int64],
+    scratch: Path,
+    say: Say,
+    menu: Menu,
+) -> bool:
+    """Whether it loses less in the rotated basis; smoothing and compensation have a say."""
+    few = records[:: max(1, len(records) // COMPARED)]
+    both = {"as trained": tensors, "rotated": RotatedTensors(tensors, config, head)}
+    errors = {
+        name: sampled_error(
+            LayerRunner(config, head, given, opening, scratch=scratch), config, few, scratch, menu
+        )
+        for name, given in both.items()
+    }
+    say(
+        f"basis: {menu.kinds[0]} loses "
+        + ", ".join(f"{error:.3g} {name}" for name, error in errors.items())
+        + f" in {min(SAMPLED_LAYERS, config.layers)} layers"
+    )
+    return errors["rotated"] < errors["as trained"]
 
 
 def _search(
     calibration: Calibration, build: Callable[[choose.Plan], Drift], say: Say
 ) -> tuple[choose.Plan, Drift]:
     """Build plans until one meets the target. Drift grows with the root of the summed errors."""
-    units = calibration.units
-    plan = choose.cheapest(units)
+    units, menu = calibration.units, calibration.menu
+    first, targets = menu.kinds[0], targets_of(menu)
+    plan = choose.cheapest(units, menu)
     tried: list[tuple[choose.Plan, Drift]] = []
     while True:
         drift = build(plan)
         tried.append((plan, drift))
-        shares = choose.shares(units, plan)
+        shares = choose.shares(units, plan, menu)
         say(
-            f"plan {len(tried)}: {shares[INT8]:.0%} int8, relative cost "
+            f"plan {len(tried)}: {shares[first]:.0%} {first}, relative cost "
             f"{_relative_cost(calibration, plan):.2f}, mean |dp| {drift.mean_dp:.4f}, relative RMS "
             f"{drift.rel_rms:.4f} on its own solutions"
         )
-        if drift.of_target <= 1 or len(tried) == TRIES:
+        if drift.of(targets) <= 1 or len(tried) == TRIES:
             break
-        allowed = choose.total_error(units, plan) * (_STRICTER / drift.of_target) ** 2
-        following = choose.choose(units, allowed)
+        allowed = choose.total_error(units, plan) * (_STRICTER / drift.of(targets)) ** 2
+        following = choose.choose(units, allowed, menu)
         if following == plan:
             break
         plan = following
-    best = min(tried, key=lambda pair: pair[1].of_target)
-    if drift.of_target > 1 and best[0] is not plan:
+    best = min(tried, key=lambda pair: pair[1].of(targets))
+    if drift.of(targets) > 1 and best[0] is not plan:
         build(best[0])
         return best
     return plan, drift
 
 
-def _run(
-    config: DecoderConfig, head: Head, folder: Path, records: Sequence[Encoded]
-) -> list[NDArray[np.float32]]:
-    variant = Variant(
+def _variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...]) -> Variant:
+    """The graph that is tried, for the engine."""
+    return Variant(
         name="plan",
         device="cpu",
-        precision=INT8,
+        precision=menu.precision,
         interface=DECODER,
         graph=GRAPH_NAME,
         files=(),
@@ -158,9 +214,8 @@ def _run(
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         proof={},
+        prefix=Prefix(file=PREFIX_NAME, ids=opening) if opening else None,
     )
-    engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
-    return [engine.run(record.ids, record.reads) for record in records]
 
 
 def _drift(
@@ -178,21 +233,24 @@ def _drift(
 
 
 def _relative_cost(calibration: Calibration, plan: choose.Plan) -> float:
-    everything = choose.cost(calibration.units, choose.cheapest(calibration.units))
-    return choose.cost(calibration.units, plan) / everything
+    units, menu = calibration.units, calibration.menu
+    everything = choose.cost(units, choose.cheapest(units, menu), menu)
+    return choose.cost(units, plan, menu) / everything
 
 
 def _report(
     calibration: Calibration, plan: choose.Plan, drift: Drift, solutions: Solutions
 ) -> dict[str, Any]:
-    shares = choose.shares(calibration.units, plan)
+    menu = calibration.menu
+    shares = choose.shares(calibration.units, plan, menu)
+    targets = targets_of(menu)
     return {
         "shares": {kind: round(share, 4) for kind, share in shares.items()},
         "cost": round(_relative_cost(calibration, plan), 4),
-        "cost_of": "its linears, where all of them in int8 cost 1",
-        "kind_costs": COSTS,
+        "cost_of": menu.cost_of,
+        "kind_costs": dict(menu.costs),
         "drift": {"mean_abs_dp": drift.mean_dp, "logit_rel_rms": drift.rel_rms},
-        "target": {"mean_abs_dp": TARGET_MEAN_DP, "logit_rel_rms": TARGET_REL_RMS},
+        "target": {"mean_abs_dp": targets[0], "logit_rel_rms": targets[1]},
         "solutions": {
             "calibration": len(solutions.calibration),
             "search": len(solutions.search),

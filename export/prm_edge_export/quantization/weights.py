@@ -6,6 +6,7 @@ Imports torch. T rows of activations; G = K / BLOCK blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,9 @@ import torch
 LEVELS: Final = 127  # int8 and uint8 around 128, symmetric
 SECOND: Final = 254  # the second pass's steps in one of the first, whose error is at most a half
 BLOCK: Final = 32
-MAX_COMPENSATED: Final = 4096  # inputs; beyond, the Hessian of one layer takes gigabytes
+MAX_COMPENSATED: Final = 4096  # inputs together; the Hessian of more takes gigabytes
+SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.74)  # of the largest weight of a block
+ROWS: Final = 4096  # outputs that are worked on at once
 _DAMPING: Final = 0.01
 _CHUNK: Final = 128  # columns whose errors are spread at once
 _TINY: Final = 1e-30  # a scale is never zero
@@ -32,17 +35,62 @@ class Channels:
         return self.values.float() * self.scales[:, None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockForm:
+    """Weights of MatMulNBits: so many bits, inputs in a block, integers from lowest to highest."""
+
+    bits: int
+    block: int
+    lowest: int
+    highest: int
+
+    @property
+    def zero(self) -> int:
+        """What stands for 0 among unsigned integers."""
+        return 1 << (self.bits - 1)
+
+
+BLOCKS8: Final = BlockForm(bits=8, block=BLOCK, lowest=-LEVELS, highest=LEVELS)
+BLOCKS4: Final = BlockForm(bits=4, block=128, lowest=-8, highest=7)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
-    """uint8 around 128 (N, G, BLOCK) with one scale per block (N, G), as MatMulNBits takes them."""
+    """Unsigned around ``form.zero`` (N, G, block) with one scale per block (N, G)."""
 
     values: torch.Tensor
     scales: torch.Tensor
+    form: BlockForm = BLOCKS8
 
     def restored(self, inputs: int) -> torch.Tensor:
         """The matrix these integers stand for. -> (N, K)"""
-        scaled = (self.values.float() - 128) * self.scales[:, :, None]
+        scaled = (self.values.float() - self.form.zero) * self.scales[:, :, None]
         return scaled.flatten(1)[:, :inputs]
+
+    def packed(self) -> torch.Tensor:
+        """As MatMulNBits takes them: of 4 bits two in a byte, the first one low."""
+        if self.form.bits == 8:
+            return self.values
+        return self.values[..., ::2] | (self.values[..., 1::2] << 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compensation:
+    """What GPTQ takes from the inputs' second moments: the order of columns and its factor."""
+
+    order: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor) -> Compensation:
+        """``hessian``: X^T X (K, K)."""
+        dead = hessian.diagonal() <= 0
+        order = torch.argsort(hessian.diagonal(), descending=True)
+        hessian = hessian[order][:, order].double()
+        diagonal = hessian.diagonal()
+        diagonal += _DAMPING * diagonal.mean() + dead[order]
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        return cls(order=order, factor=torch.linalg.cholesky(inverse, upper=True).float())
 
 
 def channel_scales(weight: torch.Tensor) -> torch.Tensor:
@@ -57,20 +105,18 @@ def round_channels(weight: torch.Tensor) -> Channels:
     return Channels(values=values.to(torch.int8), scales=scales)
 
 
-def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+def compensate(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    how: Compensation,
+    limits: tuple[int, int] = (-LEVELS, LEVELS),
+) -> torch.Tensor:
     """Round column by column and let the columns still to come make up for each error.
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323) with the columns of the largest inputs first.
-    ``scales``: of each weight (N, K). ``hessian``: inputs' second moments, X^T X (K, K).
-    -> integers (N, K)
+    ``scales``: of each weight (N, K). -> integers (N, K)
     """
-    dead = hessian.diagonal() <= 0
-    order = torch.argsort(hessian.diagonal(), descending=True)
-    hessian = hessian[order][:, order].double()
-    diagonal = hessian.diagonal()
-    diagonal += _DAMPING * diagonal.mean() + dead[order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    order, factor = how.order, how.factor
     left, scales = weight[:, order].clone(), scales[:, order]
     values = torch.empty_like(left)
     for start in range(0, left.shape[1], _CHUNK):
@@ -79,7 +125,7 @@ def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor
         errors = torch.empty_like(chunk)
         for at in range(end - start):
             column, scale = chunk[:, at], scales[:, start + at]
-            rounded = (column / scale).round().clamp(-LEVELS, LEVELS)
+            rounded = (column / scale).round().clamp(*limits)
             values[:, start + at] = rounded
             errors[:, at] = (column - rounded * scale) / inner[at, at]
             chunk[:, at + 1 :] -= errors[:, at : at + 1] * inner[at, at + 1 :]
@@ -89,32 +135,111 @@ def compensate(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor
     return restored
 
 
-def quantize(weight: torch.Tensor, hessian: torch.Tensor | None) -> tuple[Channels, Blocks]:
-    """Both forms of a weight; compensated where the inputs' second moments are given. (N, K)"""
-    per_channel = channel_scales(weight)
-    per_block = block_scales(weight)
-    outputs, inputs = weight.shape
-    scales = torch.cat(
-        [
-            per_channel[:, None].expand(outputs, inputs),
-            per_block.repeat_interleave(BLOCK, dim=1)[:, :inputs],
-        ]
+def quantize(
+    weight: torch.Tensor,
+    hessian: torch.Tensor | Sequence[torch.Tensor] | None,
+    form: BlockForm = BLOCKS8,
+) -> tuple[Channels, Blocks]:
+    """Both forms of a weight (N, K), compensated where the inputs' second moments are given.
+
+    ``hessian``: (K, K), or its blocks on the diagonal. Some rows are worked on at a time: rows do
+    not meet, and each copy of a large weight takes gigabytes.
+    """
+    squares = [hessian] if isinstance(hessian, torch.Tensor) else list(hessian or ())
+    hows = [Compensation.of(square) for square in squares]
+    sizes = torch.cat([square.diagonal() for square in squares]) if squares else None
+    parts = [_quantize(rows, hows, form, sizes) for rows in torch.split(weight, ROWS)]
+    return (
+        Channels(
+            values=torch.cat([channels.values for channels, _ in parts]),
+            scales=torch.cat([channels.scales for channels, _ in parts]),
+        ),
+        Blocks(
+            values=torch.cat([blocks.values for _, blocks in parts]),
+            scales=torch.cat([blocks.scales for _, blocks in parts]),
+            form=form,
+        ),
     )
-    twice = torch.cat([weight, weight])  # rows do not meet, so both forms are one matrix
-    if hessian is None:
-        values = (twice / scales).round().clamp(-LEVELS, LEVELS)
-    else:
-        values = compensate(twice, scales, hessian)
-    in_channels, in_blocks = torch.split(values, outputs)
+
+
+def _quantize(
+    weight: torch.Tensor,
+    hows: Sequence[Compensation],
+    form: BlockForm,
+    sizes: torch.Tensor | None,
+) -> tuple[Channels, Blocks]:
+    per_channel = channel_scales(weight)
+    per_block = SCALES[form.bits](weight, form, sizes)
+    each = per_block.repeat_interleave(form.block, dim=1)[:, : weight.shape[1]]
+    in_channels = _integers(
+        weight, per_channel[:, None].expand(weight.shape), hows, (-LEVELS, LEVELS)
+    )
+    in_blocks = _integers(weight, each, hows, (form.lowest, form.highest))
     return (
         Channels(values=in_channels.to(torch.int8), scales=per_channel),
-        Blocks(values=(_in_blocks(in_blocks) + 128).to(torch.uint8), scales=per_block),
+        Blocks(
+            values=(_in_blocks(in_blocks, form.block) + form.zero).to(torch.uint8),
+            scales=per_block,
+            form=form,
+        ),
     )
 
 
-def block_scales(weight: torch.Tensor) -> torch.Tensor:
+def _integers(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    hows: Sequence[Compensation],
+    limits: tuple[int, int],
+) -> torch.Tensor:
+    if not hows:
+        return (weight / scales).round().clamp(*limits)
+    widths = [len(how.order) for how in hows]
+    columns = zip(torch.split(weight, widths, 1), torch.split(scales, widths, 1), hows, strict=True)
+    return torch.cat([compensate(part, each, how, limits) for part, each, how in columns], dim=1)
+
+
+def block_scales(
+    weight: torch.Tensor, form: BlockForm = BLOCKS8, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
     """One scale per block, so that its largest weight becomes 127. (N, K) -> (N, G)"""
-    return (_in_blocks(weight).abs().amax(dim=2) / LEVELS).clamp(min=_TINY)
+    return (_in_blocks(weight, form.block).abs().amax(dim=2) / form.highest).clamp(min=_TINY)
+
+
+def least_error_scales(
+    weight: torch.Tensor, form: BlockForm, sizes: torch.Tensor | None
+) -> torch.Tensor:
+    """One scale per block, of several the one with the least error. (N, K) -> (N, G)
+
+    The weight that is largest in size becomes the lowest integer, of which there is one more, so
+    that scales have either sign; cutting it off a little may serve the others better. ``sizes``:
+    the inputs' mean squares, by which errors count.
+    """
+    blocks = _in_blocks(weight, form.block)
+    weights = torch.ones(weight.shape[1]) if sizes is None else sizes
+    counted = _in_blocks(weights[None] / weights.mean().clamp(min=_TINY) + _DAMPING, form.block)
+    largest = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))
+    largest = torch.where(largest == 0, torch.full_like(largest, _TINY), largest)
+    best, least = torch.empty_like(largest), torch.full_like(largest, torch.inf)
+    for share in SHARES:
+        scales = largest * (share / form.lowest)
+        error = (blocks / scales).round_().clamp_(form.lowest, form.highest).mul_(scales)
+        error = error.sub_(blocks).square_().mul_(counted).sum(dim=2, keepdim=True)
+        best = torch.where(error < least, scales, best)
+        least = torch.minimum(error, least)
+    return best.squeeze(2)
+
+
+# bits -> how the scales of blocks are found
+SCALES: Final = {8: block_scales, 4: least_error_scales}
+
+
+def round_blocks(weight: torch.Tensor, form: BlockForm) -> Blocks:
+    """Round to the nearest integer, each block's largest weight to the lowest. (N, K)"""
+    blocks = _in_blocks(weight, form.block)
+    largest = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))
+    scales = torch.where(largest == 0, torch.full_like(largest, _TINY), largest) / form.lowest
+    values = (blocks / scales).round_().clamp_(form.lowest, form.highest) + form.zero
+    return Blocks(values=values.to(torch.uint8), scales=scales.squeeze(2), form=form)
 
 
 def round_tokens(rows: torch.Tensor) -> torch.Tensor:
@@ -130,13 +255,13 @@ def round_tokens_twice(rows: torch.Tensor) -> torch.Tensor:
     return once + ((rows - once) / scales).round() * scales
 
 
-def round_token_blocks(rows: torch.Tensor) -> torch.Tensor:
-    """What int8 in blocks of 32 leaves of activations, as MatMulNBits rounds them. (..., K)"""
-    return round_tokens(_in_blocks(rows)).flatten(-2)[..., : rows.shape[-1]]
+def round_token_blocks(rows: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """What int8 in blocks leaves of activations, as MatMulNBits rounds them. (..., K)"""
+    return round_tokens(_in_blocks(rows, block)).flatten(-2)[..., : rows.shape[-1]]
 
 
-def _in_blocks(values: torch.Tensor) -> torch.Tensor:
-    """Cut the last axis in blocks; zeros fill the last one. (..., K) -> (..., G, BLOCK)"""
-    missing = -values.shape[-1] % BLOCK
+def _in_blocks(values: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """Cut the last axis in blocks; zeros fill the last one. (..., K) -> (..., G, block)"""
+    missing = -values.shape[-1] % block
     padded = torch.nn.functional.pad(values, (0, missing))
-    return padded.reshape(*padded.shape[:-1], -1, BLOCK)
+    return padded.reshape(*padded.shape[:-1], -1, block)
