@@ -28,8 +28,8 @@ class Menu:
     """What a precision's linears can be, from the cheapest kind on.
 
     ``costs``: of one multiply-add, the first kind's being 1. ``least``: share of the multiply-adds
-    that stay the first kind; ``most_fp32``: that may become float32. ``twice``: the kind that counts
-    as the first too, where the first alone cannot be precise enough.
+    that stay the first kind; ``most_fp32``: that may become float32. ``twice``: the kind that
+    counts as the first too, where the first alone cannot be precise enough.
     """
 
     precision: str
