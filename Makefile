@@ -41,7 +41,7 @@ test: lint types check test-optimum coverage
 
 .venv-browser/.made: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear .venv-browser
-	.venv-browser/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,serve,browser,dev]'
+	.venv-browser/bin/python $(PIP_INSTALL) constraints.txt -e '.[cpu,export,serve,browser,dev]'
 	touch $@
 
 .venv-tutor/.made: pyproject.toml constraints.txt Makefile

@@ -31,12 +31,23 @@ def started(nodes: int, *, cpus: int = 1) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     try:
         for _ in range(nodes - 1):
-            cluster.add_node(**options)
+            add_node(cluster, cpus=cpus)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def add_node(cluster: Any, *, cpus: int = 1) -> Any:
+    """One more node. Ray gives one half a minute to start, which a busy machine may not."""
+    for last in (False, False, True):
+        try:
+            return cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES)
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError
 
 
 def workers(cluster: Any) -> dict[int, Any]:

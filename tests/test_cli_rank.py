@@ -82,7 +82,7 @@ def test_rank_reads_what_score_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert CliRunner().invoke(cli, arguments).exit_code == 3
     result = rank(out)
     assert result.exit_code == 3
-    assert "1 records have no scores and are left out" in result.stderr
+    assert "1 record without scores; left out" in result.stderr
     (row,) = rows(result.stdout)
     # judged by the threshold that they were scored with
     assert (row["best"], row["best_sound"], row["threshold"]) == (1, None, 0.9)

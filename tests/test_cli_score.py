@@ -220,7 +220,7 @@ def test_score_hands_its_options_to_the_scorer(monkeypatch: pytest.MonkeyPatch, 
 def test_score_quiet_says_only_what_went_wrong() -> None:
     assert score("--quiet", stdin=GOOD * 2).stderr == ""
     assert score("--quiet", stdin="").stderr == ""
-    assert score("--quiet", stdin=BAD).stderr.startswith("prm-edge: 1 of 1 records could not")
+    assert score("--quiet", stdin=BAD).stderr.startswith("prm-edge: 1 of 1 record could not")
 
 
 @pytest.mark.parametrize(

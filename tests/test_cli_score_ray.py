@@ -129,7 +129,7 @@ def test_score_ray_passes_on_what_was_asked(score: Call, monkeypatch: pytest.Mon
     assert done.stderr == (
         "prm-edge: scoring with x\n"
         "prm-edge: 1 of 4 records could not be scored; the first, line 2: x\n"
-        "prm-edge: 1 records have an id that occurred before; all of them were scored\n"
+        "prm-edge: 1 record has an id that occurred before; all of them were scored\n"
     )
     (request,) = asked
     assert (request.num_workers, request.gpus_per_worker, request.memory_gb) == (3, 0.5, 2.0)
@@ -149,7 +149,7 @@ def test_score_ray_says_how_to_go_on(score: Call, monkeypatch: pytest.MonkeyPatc
     done = score("in.jsonl", "-o", "out", "--engine", "ray", "--num-workers", "2")
     assert done.exit_code == 130
     command = "prm-edge score in.jsonl --out out --engine ray --num-workers 2 --resume"
-    assert done.stderr.endswith(f"interrupted; 1 parts are kept, go on with: {command}\n")
+    assert done.stderr.endswith(f"interrupted; 1 part is kept, go on with: {command}\n")
 
 
 def test_score_ray_speaks_json(score: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +171,67 @@ def test_address_of_a_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_address_where_nobody_listens_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**options: Any) -> None:
+            raise ConnectionError("first line\nno such cluster")
+
+    monkeypatch.setattr(cluster, "load_ray", Ray)
+    said = r"no Ray cluster can be reached at 127\.0\.0\.1:1: Connection refused"
+    with pytest.raises(ClusterError, match=said), cluster.connected("127.0.0.1:1", quiet=True):
+        pass
+    with (
+        pytest.raises(ClusterError, match=r"reached at auto: no such cluster"),
+        cluster.connected("auto", quiet=True),
+    ):
+        pass
+
+
 def test_worker_fits_by_what_is_scarce() -> None:
     worker = cluster.Worker(cpus=2, gpus=0.5, memory_bytes=10)
     assert worker.fits({"CPU": 9.0, "GPU": 2.0, "memory": 25.0}) == 2
     assert worker.fits({"CPU": 9.0, "memory": 25.0}) == 0
     assert str(worker) == "2 CPUs, 0.5 GPUs, 0.0 GB of memory"
+
+
+class _RayError(Exception):
+    """As Ray wraps what was raised on a node."""
+
+    def __init__(self, text: str, cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class _ActorDiedError(_RayError):
+    pass
+
+
+class _FakeRay:
+    class exceptions:  # noqa: N801 - as in ray
+        RayError = _RayError
+        RayActorError = _ActorDiedError
+        OutOfMemoryError = WorkerCrashedError = NodeDiedError = _ActorDiedError
+
+
+def test_error_of_a_node_is_one_sentence() -> None:
+    from prm_edge_runtime.errors import ConfigError
+
+    def said(error: Exception) -> Any:
+        return cluster.translated(_FakeRay, error)
+
+    own = ConfigError("what is wrong")
+    assert said(_RayError("long\ntrace", own)) is own
+    wrapped = RuntimeError("Ray Data")
+    wrapped.__cause__ = _RayError("long\ntrace", own)
+    assert said(wrapped) is own
+    with pytest.raises(ClusterError, match=r"cannot import prm-edge: install the same on every"):
+        raise said(_RayError("x", ModuleNotFoundError("No module named 'prm_edge'")))
+    with pytest.raises(ClusterError, match=r"a worker died more than 8 times, .*\(it is gone\)"):
+        raise said(_ActorDiedError("The actor died\nit is gone"))
+    with pytest.raises(ClusterError, match=r"the Ray job failed: the disk is full"):
+        raise said(_RayError("trace", OSError("the disk is full")))

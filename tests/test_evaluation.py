@@ -287,7 +287,7 @@ def test_eval_says_how_many_it_left_out(files: list[Path]) -> None:
         stream.write('{"error": {"type": "InputError", "message": "m", "line": 4}}\n')
     result = run(files[0])
     assert result.exit_code == 3
-    assert f"1 records of {files[0]} have no scores; left out" in result.stderr
+    assert f"1 record of {files[0]} without scores; left out" in result.stderr
 
 
 def test_eval_refuses(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

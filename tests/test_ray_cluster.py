@@ -123,7 +123,7 @@ def test_killed_worker_costs_nothing(two: Any, tiny_package: Path, tmp_path: Pat
 
 
 def test_lost_node_costs_nothing(tiny_package: Path, tmp_path: Path, two: Any) -> None:
-    lost = two.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
+    lost = ray_cluster.add_node(two)
     source = ray_cluster.write_records(tmp_path / "in.jsonl", 1200)
     out = tmp_path / "out"
 
@@ -150,7 +150,7 @@ def test_added_node_gets_work(two: Any, tiny_package: Path, tmp_path: Path) -> N
     try:
         while process.poll() is None:
             if added is None and len(parts(out)) >= 4:
-                added = two.add_node(num_cpus=1, object_store_memory=ray_cluster.STORE_BYTES)
+                added = ray_cluster.add_node(two)
             if added is not None and not worked:
                 worked = added in ray_cluster.workers(two).values()
             time.sleep(0.1)
@@ -248,14 +248,12 @@ def test_cluster_out_of_reach_is_one_sentence(tiny_package: Path, tmp_path: Path
         sys.executable, "-m", "prm_edge", "score", source, "-o", tmp_path / "out", "-m",
         tiny_package, "--engine", "ray", "--address", "127.0.0.1:1", "--quiet",
     ]  # fmt: skip
-    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: no Ray cluster can be reached at 127.0.0.1:1: "), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == (
+        "Error: no Ray cluster can be reached at 127.0.0.1:1: Connection refused; nothing was "
+        "written\n"
+    )
 
 
 def test_statistics_of_ray_and_onnxruntime_are_off(two: Any, tiny_package: Path) -> None:
@@ -264,7 +262,7 @@ def test_statistics_of_ray_and_onnxruntime_are_off(two: Any, tiny_package: Path)
     code = (
         "import os; os.environ.pop('RAY_USAGE_STATS_ENABLED', None)\n"
         "from prm_edge.ray.cluster import load_ray; load_ray()\n"
-        "from ray._private.usage import usage_lib; print(usage_lib.usage_stats_enabled())\n"
+        "from ray._common.usage import usage_lib; print(usage_lib.usage_stats_enabled())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

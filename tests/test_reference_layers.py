@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="needs the export extra")
 
 import checkpoints
 import torch
+from int8_packages import SOLUTIONS, VERIFIED, export_int8, write_texts
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoModelForTokenClassification
 
@@ -133,3 +134,27 @@ def test_stored_reference_knows_its_records_only() -> None:
     reference = StoredReference([], [])
     with pytest.raises(ProofError, match="was not run on this record of 3 tokens"):
         reference.run(np.arange(3), np.array([2]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_interrupted_between_layers_nothing_is_left(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoints.trl_llama(tmp_path / "tiny", num_hidden_layers=1)
+    work = tmp_path / "work"
+    real = LayerRunner.load
+
+    def load(runner: LayerRunner, index: int) -> None:
+        real(runner, index)
+        made = list(work.iterdir())
+        assert any(path.is_dir() for path in made)  # the work goes on beside the package
+        assert not any((path / "prm_edge.json").exists() for path in made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerRunner, "load", load)
+    calibration = None if precision == "fp32" else write_texts(tmp_path / "c.jsonl", SOLUTIONS)
+    verified = write_texts(tmp_path / "v.jsonl", VERIFIED)
+    options = {"precision": precision, "calibration": calibration}
+    with pytest.raises(KeyboardInterrupt):
+        export_int8(folder, work / "pkg", verify=verified, **options)
+    assert [path.name for path in work.iterdir()] == ["texts"]  # those of export_int8

@@ -154,8 +154,9 @@ def test_report_says_what_it_does_not_show(tmp_path: Path) -> None:
         {"error": {"type": "InputError", "message": "m", "line": 2}},
     ]
     result = report(written(tmp_path / "in.jsonl", rows))
-    assert result.exit_code == 0
-    assert "1 records could not be scored and are not shown" in result.stderr
+    assert result.exit_code == 3  # as score: finished, and some records failed
+    assert b"<html" in (tmp_path / "report.html").read_bytes()
+    assert "1 record could not be scored; not shown" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import click
 from .given import Given, read_given, scorer_if_named
 from .group import RECORDS_FAILED
 from .options import engine_options, json_option, package_option
+from .words import some
 
 if TYPE_CHECKING:
     from prm_edge_runtime.scorer import Scorer
@@ -124,7 +125,8 @@ def eval_command(
     data["left_out"] = failed
     click.echo(json.dumps(data, indent=2) if as_json else "\n".join(as_text(data)))
     for file, count in failed.items():
-        click.echo(f"prm-edge: {count} records of {file} have no scores; left out", err=True)
+        left = some(count, "record")
+        click.echo(f"prm-edge: {left} of {file} without scores; left out", err=True)
     if failed:
         raise click.exceptions.Exit(RECORDS_FAILED)
 

@@ -11,6 +11,7 @@ from .given import read_given, scorer_if_named
 from .group import RECORDS_FAILED
 from .options import engine_options, package_option
 from .streams import STANDARD, open_input, open_output
+from .words import some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def rank_command(
             )
         click.echo(said, err=True)
     if given.failed:
-        click.echo(f"prm-edge: {given.failed} records have no scores and are left out", err=True)
+        click.echo(f"prm-edge: {some(given.failed, 'record')} without scores; left out", err=True)
         raise click.exceptions.Exit(RECORDS_FAILED)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from .given import read_given, scorer_if_named
+from .group import RECORDS_FAILED
 from .options import engine_options, package_option
 from .streams import open_input, open_output
+from .words import some
 
 
 @click.command("report", short_help="Make a page to look at scored solutions.")
@@ -72,6 +74,6 @@ def report_command(
     with open_input(file) as source, open_output(out, source=source, overwrite=overwrite) as sink:
         sink.write(page)
     if given.failed:
-        click.echo(
-            f"prm-edge: {given.failed} records could not be scored and are not shown", err=True
-        )
+        without = some(given.failed, "record")
+        click.echo(f"prm-edge: {without} could not be scored; not shown", err=True)
+        raise click.exceptions.Exit(RECORDS_FAILED)

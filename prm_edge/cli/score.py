@@ -27,6 +27,7 @@ from .progress import Progress, Voice
 from .score_ray import RAY, check_local, cluster_options, cluster_values, score_on_ray
 from .streams import STANDARD, check_free, check_place, is_journaled, open_input, open_output
 from .tally import Tally
+from .words import some
 
 if TYPE_CHECKING:
     from prm_edge.inputs import Survey
@@ -229,7 +230,7 @@ class _Run:
             with interruptible(graceful=self._named) as stop:
                 self._write(lines, write, tally, stop, total, done=0)
             if stop.asked:
-                raise Interrupted(f"interrupted after {tally.records} records")
+                raise Interrupted(f"interrupted after {some(tally.records, 'record')}")
         return tally
 
     def to_journal(self, context: click.Context) -> Tally:
@@ -254,7 +255,7 @@ class _Run:
                 return tally
             done = journal.counts.records
             if done:
-                self._voice.event("resume", f"going on after {done} records", records=done)
+                self._voice.event("resume", f"going on after {some(done, 'record')}", records=done)
             lines, total = self._score(found, skip=done)
             if done > total:
                 raise Failure(f"{journal.partial.name!r} holds more records than the input")
@@ -354,7 +355,7 @@ class _Run:
                 if stop.asked:
                     break
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted after {tally.records} records") from None
+            raise Interrupted(f"interrupted after {some(tally.records, 'record')}") from None
         finally:
             progress.clear()
             if close := getattr(lines, "close", None):
@@ -365,7 +366,8 @@ class _Run:
 def _kept(journal: Journal, context: click.Context) -> str:
     if not journal.counts.records:
         return "nothing was written"
-    return f"{journal.counts.records} records are kept, go on with: {resuming_command(context)}"
+    kept = some(journal.counts.records, "record", "is", "are")
+    return f"{kept} kept, go on with: {resuming_command(context)}"
 
 
 def _progress_is_seen(out: str) -> bool:

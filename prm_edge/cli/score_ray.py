@@ -11,6 +11,7 @@ import click
 from .group import Failure, Interrupted
 from .interrupt import resuming_command
 from .streams import STANDARD
+from .words import some
 
 if TYPE_CHECKING:
     from prm_edge.ray.run import Outcome
@@ -170,4 +171,5 @@ def _kept(out: str, context: click.Context) -> str:
     count = Folder(find_place(out), "").count_parts()
     if not count:
         return "nothing was written"
-    return f"{count} parts are kept, go on with: {resuming_command(context)}"
+    kept = some(count, "part", "is", "are")
+    return f"{kept} kept, go on with: {resuming_command(context)}"

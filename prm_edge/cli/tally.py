@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .progress import Voice
+from .words import some
 
 if TYPE_CHECKING:
     from prm_edge.jobs import OutputLine
@@ -61,13 +62,14 @@ class Tally:
 
     def say(self, voice: Voice) -> None:
         """Say what the user has to know."""
+        records = some(self.records, "record")
         if self.failed:
             first = f"; the first, {self._first_failure}" if self._first_failure else ""
-            voice.problem(f"{self.failed} of {self.records} records could not be scored{first}")
+            voice.problem(f"{self.failed} of {records} could not be scored{first}")
         if self.out_of_domain:
             voice.problem(
                 f"outside what the built-in model was trained on: {self.out_of_domain} of "
-                f"{self.records} records, whose scores are null (out_of_domain); --force scores "
+                f"{records}, whose scores are null (out_of_domain); --force scores "
                 "them"
             )
         if not self.records:
@@ -77,6 +79,6 @@ class Tally:
             which = "" if known is None else f" (the first is {known!r})"
             voice.event(
                 "duplicates",
-                f"{self._duplicates.count} records have an id that occurred before{which}; all of "
-                "them were scored",
+                f"{some(self._duplicates.count, 'record', 'has', 'have')} an id that occurred "
+                f"before{which}; all of them were scored",
             )

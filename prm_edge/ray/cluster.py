@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ TASK_RETRIES: Final = 3  # of what runs before the workers
 # Of one worker. A call to a worker that restarts, or that cannot be reached for a while, may be
 # made again without end; what kills its worker each time is a fault, and ends the job.
 RESTARTS: Final = 8
+CONNECT_S: Final = 10.0
+HOST_PORT: Final = re.compile(r"([A-Za-z0-9._-]+):([0-9]{1,5})")
 LOGGERS: Final = ("ray", "ray.data")
 
 
@@ -93,6 +97,7 @@ def connected(address: str | None, *, quiet: bool) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
     level = logging.WARNING if quiet else logging.INFO
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)
@@ -110,6 +115,19 @@ def connected(address: str | None, *, quiet: bool) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would end the process without a word."""
+    found = HOST_PORT.fullmatch(address)
+    if found is None:
+        return
+    try:
+        with socket.create_connection((found[1], int(found[2])), CONNECT_S):
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ClusterError(f"no Ray cluster can be reached at {address}: {reason}") from None
 
 
 def room(ray: Any, worker: Worker) -> int:
