@@ -24,29 +24,19 @@ KV = np.random.default_rng(4).standard_normal((4, 1, 3, 2, 8)).astype(np.float32
 OPENING = Opening(ids=ids_of(2), kv=KV)
 
 
-# --- the engine
+# --- what is left to run
 
 
-def test_opening_is_not_run() -> None:
-    session = FakeSession(INPUTS, OUTPUTS)
-    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run(ids_of(21), reads_of(4, 20))
-    assert got.tolist() == [[104, 104], [120, 120]]
-    (feeds,) = session.runs
-    assert feeds["input_ids"][0].tolist() == ids_of(21)[2:].tolist()
-    assert feeds["reads"].tolist() == [2, 18]
-    assert feeds["last_token"].tolist() == [20]
-    assert feeds["total_tokens"].tolist() == 21
-    for at, name in enumerate(["past.0.key", "past.0.value", "past.1.key", "past.1.value"]):
-        assert feeds[name].tobytes() == KV[at].tobytes()
-
-
-def test_opening_rows_are_run_one_by_one() -> None:
-    # what onnxruntime before 1.32 takes: a cache and several new tokens for one row only
-    session = FakeSession(INPUTS, OUTPUTS)
-    rows = [(ids_of(n), reads_of(n - 1)) for n in (5, 9)]
-    got = DecoderEngine(session, DECODER, 2, opening=OPENING).run_rows(rows)
-    assert [logits.tolist() for logits in got] == [[[104, 104]], [[108, 108]]]
-    assert [run["input_ids"].shape for run in session.runs] == [(1, 3), (1, 7)]
+@pytest.mark.parametrize(
+    ("past", "count", "left"),
+    [(0, 21, 19), (0, 2, 0), (0, 1, 0), (1, 6, 5), (2, 6, 6), (9, 3, 3)],
+)
+def test_opening_is_not_run(past: int, count: int, left: int) -> None:
+    ids = ids_of(40)[past : past + count]
+    reads = reads_of(count - 1) if left else reads_of()
+    rest, shifted = OPENING.without(past, ids, reads)
+    assert rest.tolist() == ids[count - left :].tolist()
+    assert shifted.tolist() == ([left - 1] if left else [])
 
 
 @pytest.mark.parametrize(
@@ -55,9 +45,8 @@ def test_opening_rows_are_run_one_by_one() -> None:
     ids=["other", "read", "short"],
 )
 def test_opening_that_a_record_does_not_have(ids: Any, reads: Any) -> None:
-    engine = DecoderEngine(FakeSession(INPUTS, OUTPUTS), DECODER, 2, opening=OPENING)
     with pytest.raises(EngineError, match=r"a record begins with the tokens \[10.*begin with \[10"):
-        engine.run(ids, reads)
+        OPENING.without(0, ids, reads)
 
 
 # --- the whole way, on the frozen package

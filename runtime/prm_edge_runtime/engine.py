@@ -210,7 +210,7 @@ class DecoderEngine:
         GroupQueryAttention takes a cache and several new tokens for one row only.
         """
         if len(self._opening.ids):
-            return [self.extend(self.new_cache(len(ids) + 1), 0, ids, at) for ids, at in rows]
+            return [self._in_pieces(self.new_cache(len(row[0]) + 1), 0, *row) for row in rows]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
         width = self._width(int(lengths.max()))
         # Padding comes after all that is read: causal, so it changes nothing before it.
@@ -243,6 +243,11 @@ class DecoderEngine:
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
         """
+        return self._in_pieces(cache, past, ids, reads)
+
+    def _in_pieces(
+        self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
         most = self.limits.run_tokens
         given = len(self._opening.ids)
         if past < given:

@@ -34,8 +34,8 @@ def choose(
     """Begin with the cheapest kind; pay where a unit of cost removes the most error.
 
     The menu says how many multiply-adds stay in it at least, and how many become float32 at most;
-    where ``allowed`` cannot be reached so, its kind ``twice`` counts as the first one too. When
-    ``allowed`` cannot be reached so, the result is as precise as it gets.
+    where ``allowed`` cannot be reached so, its kind ``twice`` counts as the first one too. When it
+    cannot be reached at all, the result is as precise as it gets.
     """
     kinds, costs = menu.kinds, menu.costs
     firsts = {kinds[0]}
