@@ -115,6 +115,27 @@ class Torch:
         return found
 
     @torch.inference_mode()
+    def best_of(self, candidates: Sequence[Record]) -> list[NDArray[np.float32]]:
+        """Logits of candidates of one problem, whose keys and values are computed once."""
+        from transformers import DynamicCache
+
+        first = candidates[0].ids
+        shared = min(_common(first, one.ids) for one in candidates)
+        shared = min(shared, *(int(one.reads[0]) for one in candidates))
+        cache = DynamicCache()
+        self.model(input_ids=self._ids(first[:shared])[None], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(candidates))
+        width = max(len(one.ids) for one in candidates) - shared
+        ids = np.zeros((len(candidates), width), dtype=np.int64)
+        for row, one in enumerate(candidates):
+            ids[row, : len(one.ids) - shared] = one.ids[shared:]
+        logits = self.model(input_ids=self._ids(ids), past_key_values=cache, use_cache=True).logits
+        return [
+            logits[row, self._ids(one.reads - shared)].float().cpu().numpy()
+            for row, one in enumerate(candidates)
+        ]
+
+    @torch.inference_mode()
     def stepper(self, context: Ids, step: Ids) -> Callable[[], float]:
         """A step after a context that is in the cache already."""
         from transformers import DynamicCache
@@ -131,6 +152,12 @@ class Torch:
             return float(logits[0, -1, 0])
 
         return run
+
+
+def _common(one: Ids, other: Ids) -> int:
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    return int(differs.argmax()) if differs.any() else n
 
 
 def step_case(scorer: Scorer, one: Record) -> Callable[[], float]:

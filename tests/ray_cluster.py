@@ -93,6 +93,19 @@ def meanwhile(ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[li
         thread.join()
 
 
+@contextlib.contextmanager
+def held(cluster: Any) -> Iterator[None]:
+    """Let the workers stand still, so that what else happens is not starved by them."""
+    still = list(workers(cluster))
+    for pid in still:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in still:
+            os.kill(pid, signal.SIGCONT)
+
+
 def kill_one(cluster: Any) -> None:
     os.kill(next(iter(workers(cluster))), signal.SIGKILL)
 

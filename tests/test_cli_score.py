@@ -212,9 +212,11 @@ def test_score_hands_its_options_to_the_scorer(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(Scorer, "load", load)
     given = ["-m", "pkg", "--device", "cpu", "--variant", "v", "--threads", "2"]
     assert score(good, *given).exit_code == 2
-    assert asked == {"path": "pkg", "device": "cpu", "variant": "v", "threads": 2, "force": False}
+    assert asked == {"path": "pkg", "device": "cpu", "variant": "v", "threads": 2, "force": False,
+                     "prefix_cache_mb": 0}  # fmt: skip
     assert score(good).exit_code == 2
-    assert asked == {"path": None, "device": None, "variant": None, "threads": None, "force": False}
+    assert asked == {"path": None, "device": None, "variant": None, "threads": None, "force": False,
+                     "prefix_cache_mb": 0}  # fmt: skip
 
 
 def test_score_quiet_says_only_what_went_wrong() -> None:

@@ -164,6 +164,41 @@ def test_serve_gives_every_client_its_own_answer(server: Server, tiny_package: P
         assert answer["scores"] == pytest.approx(one.scores, abs=1e-6)
 
 
+def test_serve_reads_requests_strictly_and_never_hangs(server: Server) -> None:
+    body = b'{"problem": "1 + 1", "steps": ["2"]}'
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    post = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    length = b"Content-Length: %d\r\n" % len(body)
+    close = b"Connection: close\r\n\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    cases: dict[bytes, list[int]] = {
+        post + length + b"Content-Length: 3\r\n\r\n" + body: [400],
+        post + length + chunked + b"\r\n0\r\n\r\n": [400],
+        post + chunked + b"\r\nzz\r\n": [400],
+        post + chunked + close + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n": [200],
+        post + b"Content-Length: 99999999\r\n\r\n{": [413],
+        get + b"X: a\r\n b\r\n" + close: [400],
+        get + b"X: a\0b\r\n" + close: [400],
+        get + b"Connection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n": [200],
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n": [400],
+        b"CONNECT a:80 HTTP/1.1\r\n\r\n": [400],
+        b"\x16\x03\x01\x02\x00\x01\x00": [400],  # TLS
+        (post + length + b"\r\n" + body) * 3 + get + close: [200] * 4,
+        # the body of a refused request is not taken for the next one
+        post.replace(b"application/json", b"text/plain") + length + b"\r\n" + body + get + close: [
+            415,
+            200,
+        ],
+    }
+    for sent, statuses in cases.items():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(sent)
+            got = b""
+            while chunk := connection.recv(65_536):
+                got += chunk
+        assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+)", got)] == statuses, sent
+
+
 def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Path) -> None:
     import asyncio
 

@@ -29,7 +29,7 @@ SERVE = {"prometheus_client", "starlette", "uvicorn"}
 HEAVY = {"huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"}
 THIRD_PARTY = {
     "prm_edge_runtime": RUNTIME,
-    "prm_edge_export": RUNTIME | HEAVY | {"tomli"},
+    "prm_edge_export": RUNTIME | HEAVY | {"ml_dtypes", "tomli"},  # onnx brings ml_dtypes
     "prm_edge": RUNTIME
     | SERVE
     | {

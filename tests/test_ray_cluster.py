@@ -150,7 +150,8 @@ def test_added_node_gets_work(two: Any, tiny_package: Path, tmp_path: Path) -> N
     try:
         while process.poll() is None:
             if added is None and len(parts(out)) >= 4:
-                added = ray_cluster.add_node(two)
+                with ray_cluster.held(two):
+                    added = ray_cluster.add_node(two)
             if added is not None and not worked:
                 worked = added in ray_cluster.workers(two).values()
             time.sleep(0.1)

@@ -150,9 +150,14 @@ def pool(first: int, most: int | None) -> Any:
     )
 
 
+def restarts() -> dict[str, int]:
+    """What happens when a worker dies."""
+    return {"max_restarts": RESTARTS, "max_task_retries": -1}
+
+
 def actor_options(worker: Worker) -> dict[str, Any]:
     """What a worker takes, and what happens when it dies."""
-    return {"max_restarts": RESTARTS, "max_task_retries": -1, **worker.resources()}
+    return {"ray_remote_args_fn": restarts, **worker.resources()}
 
 
 def run(
