@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import socket
 import sys
@@ -65,9 +64,7 @@ def _one_thread() -> Iterator[None]:
     # models this small lose more to waiting for each other's threads than they gain
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.environ["PRM_EDGE_THREADS"] = "1"
     yield
-    del os.environ["PRM_EDGE_THREADS"]
     torch.set_num_threads(threads)
 
 

@@ -213,7 +213,7 @@ def test_private_folder_is_nobody_elses(tmp_path: Path) -> None:
 
 
 def test_run_on_decides_device_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PRM_EDGE_THREADS")
+    monkeypatch.delenv("PRM_EDGE_THREADS", raising=False)
     assert run_on(None, None, 0.0) == ("cpu", 1)
     assert run_on(None, 4, 0.5) == ("cuda", 4)
     monkeypatch.setenv("PRM_EDGE_THREADS", "2")
