@@ -139,7 +139,7 @@ def test_lost_node_costs_nothing(tiny_package: Path, tmp_path: Path, two: Any) -
 
 
 def test_added_node_gets_work(two: Any, tiny_package: Path, tmp_path: Path) -> None:
-    source = ray_cluster.write_records(tmp_path / "in.jsonl", 2400)
+    source = ray_cluster.write_records(tmp_path / "in.jsonl", 6000)
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "prm_edge", "score", source, "-o", out, "-m", tiny_package,

@@ -76,7 +76,7 @@ def served() -> Iterator[int]:
             yield port
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=180)
 
 
 def without_request_id(answer: Any) -> Any:
