@@ -18,6 +18,7 @@ from .real import RealMixture
 
 IGNORE = -100
 SEPARATOR = "\n"
+LOOSE = 0.5  # half of the wordings are put into other words, half of the equations are of no listed shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ class Stream:
             return self.real.draw_gsm(self.rng)
         # Small numbers first: digits are learnt in a fraction of the time.
         level = min(1.0, 0.1 + 4 * self.share) if self.small_first else 1.0
-        return draw(Context(self.rng, level=level), share=self.share)
+        share = self.share if self.small_first else 1.0
+        context = Context(self.rng, level=level, loose=LOOSE)
+        return draw(context, share=share)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -224,7 +224,7 @@ def evaluation(context: Context, error_chance: float) -> Solution:
     while True:
         style = make_style(context, numeric=True)
         current = _nested(context, rng.choice((1, 2, 2, 3))).strip()
-        problem = context.pick(EVALUATE).format(m=style.math(current))
+        problem = context.frame(EVALUATE).format(m=style.math(current))
         lines: list[Line] = []
         try:
             while len(lines) < 7:
@@ -238,7 +238,7 @@ def evaluation(context: Context, error_chance: float) -> Solution:
                     after, error, good = _wrong_value(context, current, after)
                 elif value(after) != value(current):
                     raise AlgebraError(f"{current} is not {after}")
-                template = context.pick(REDUCED)
+                template = context.frame(REDUCED)
                 text = template.format(p=style.math(current), m=style.math(after))
                 slip = -1 if good else slip_at(text, style.math(after), style.math(right))
                 lines.append(Line(text, good, error, slip))
@@ -302,7 +302,7 @@ def fractions(context: Context, error_chance: float) -> Solution:
     asked = f"({a}/{b})/({c}/{d})" if op == "/" else f"{a}/{b}{op}{c}/{d}"
     lines = [numeric_line(context, text, style.math, error_chance, BARE) for text in chains]
     return Solution(
-        context.pick(FRACTION_ASK).format(m=style.math(asked)), tuple(lines), "arithmetic/fractions"
+        context.frame(FRACTION_ASK).format(m=style.math(asked)), tuple(lines), "arithmetic/fractions"
     )
 
 
@@ -327,5 +327,5 @@ def numeric_line(context, text, render, error_chance, frames) -> Line:  # type: 
         change = break_chain(context.rng, text)
         if change:
             text, error, good = change[0], change[1], False
-    shown = context.pick(frames).format(m=render(text))
+    shown = context.frame(frames).format(m=render(text))
     return Line(shown, good, error, -1 if good else slip_at(shown, render(text), render(right)))

@@ -13,7 +13,7 @@ from fractions import Fraction
 from . import wordings as words
 from .algebra import AlgebraError, equivalent, parse, terminates, true_chain, value
 from .corrupt import break_chain, break_equation
-from .linear import Move, Side, Sides, next_move, simple, total, write
+from .linear import Move, Side, Sides, Term, next_move, simple, total, write
 from .records import Context, Line, Solution, slip_at
 from .surface import Style, make_style
 
@@ -23,6 +23,48 @@ SHAPES = (
     "ax+b+cx+d=e", "a(x+b)=c(x+d)", "b-ax=c", "c=ax+b", "a-b(x+c)=d",
     "(ax+b)/c=d", "ax=bx+c", "a(x+b)+c(x+d)=e", "a-(x+b)=c", "(ax+b)/c=dx+e",
 )  # fmt: skip
+
+# Terms of the two sides of the held-out shapes: what free shapes must not be.
+HELD_OUT = {("cv", "cv"), ("bv", "c"), ("bc", "c"), ("cv", "d")}
+FREE = "free"
+
+
+def _kinds(sides: Sides) -> tuple[str, str]:
+    """What kinds of terms stand on the two sides, whatever their order."""
+    left, right = sorted("".join(sorted(term[0] for term in side)) for side in sides)
+    return left, right
+
+
+def _free_sides(context: Context, dec: bool) -> Sides:
+    """An equation of no listed shape: up to three terms a side, with a whole solution."""
+    rng = context.rng
+
+    def term() -> Term:
+        kind = rng.choices("cvb", (4, 4, 2))[0]
+        if kind == "b":
+            inner: Side = [
+                ("v", rng.choice((Fraction(1), Fraction(1), Fraction(rng.randint(2, 5))))),
+                ("c", _number(context, False, small=True)),
+            ]
+            return ("b", _number(context, False, small=True), inner)
+        return (kind, _number(context, dec, small=kind == "v"))
+
+    while True:
+        solution = Fraction(rng.randint(-9, 12))
+        left: Side = [term() for _ in range(rng.choice((1, 2, 2, 3)))]
+        right: Side = [term() for _ in range(rng.choice((0, 0, 1, 2)))]
+        if rng.random() < 0.15:
+            left = [("d", [("v", _number(context, False, small=True)), ("c", _number(context, False))],
+                     Fraction(rng.randint(2, 9)))]  # fmt: skip
+            right = [t for t in right if t[0] != "b"]
+        (a, b), (c, d) = total(left), total(right)
+        missing = a * solution + b - c * solution - d
+        if missing or not right:
+            right.append(("c", missing))
+            rng.shuffle(right)
+        sides = (right, left) if rng.random() < 0.2 else (left, right)
+        if a != c and terminates(missing, 2) and _kinds(sides) not in HELD_OUT:
+            return sides
 
 
 def _number(context: Context, dec: bool, small: bool = False, positive: bool = False) -> Fraction:
@@ -37,6 +79,8 @@ def _number(context: Context, dec: bool, small: bool = False, positive: bool = F
 def _sides(context: Context, shape: str, dec: bool) -> Sides:
     """Draw the equation of a shape so that its solution is usually a small whole number."""
     rng = context.rng
+    if shape == FREE:
+        return _free_sides(context, dec)
     solution = Fraction(rng.randint(-9, 12))
     if rng.random() < 0.05:
         solution += Fraction(rng.randint(1, 3), rng.choice((2, 2, 4, 5)))
@@ -112,16 +156,16 @@ def _phrase(walk: Walk, move: Move | None, formula: str, working: str, final: bo
     context, style = walk.context, walk.style
     m = style.math(formula)
     if working:
-        template = context.pick(words.WORKED)
+        template = context.frame(words.WORKED)
         return template.format(w=style.math(working), m=m)
     if not context.chance(walk.talk):
         return m
     if final and context.chance(0.45):
-        return context.pick(words.FINAL).format(m=m)
+        return context.frame(words.FINAL).format(m=m)
     if move is None or context.chance(0.25):
-        return context.pick(words.ANY).format(m=m)
+        return context.frame(words.ANY).format(m=m)
     amount = style.math(move.amount) if move.amount else ""
-    return context.pick(words.MOVES[move.kind]).format(m=m, n=amount)
+    return context.frame(words.MOVES[move.kind]).format(m=m, n=amount)
 
 
 def wrong_result(walk: Walk, move: Move, formula: str) -> tuple[str, str, Sides | None] | None:
@@ -169,7 +213,7 @@ def _final_line(walk: Walk, move: Move, formula: str, error: str) -> str | None:
         return None
     if not right and not error:
         return None
-    template = walk.context.pick(words.REASON)
+    template = walk.context.frame(words.REASON)
     return template.format(m=walk.style.math(formula), r=walk.style.math(reason))
 
 
@@ -247,7 +291,7 @@ def _check_line(walk: Walk, problem: str, errors: bool) -> None:
         change = break_chain(walk.context.rng, chain)
         if change:
             chain, error, good = change[0], change[1], False
-    template = walk.context.pick(words.CHECK)
+    template = walk.context.frame(words.CHECK)
     walk.add(
         template.format(r=walk.style.math(chain), m=walk.style.math(walk.current)),
         good,
@@ -261,13 +305,15 @@ def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
     """Draw a problem: its text, the walk at its first formula, and its shape."""
     rng = context.rng
     shape = context.pick(SHAPES)
+    if context.split == "train" and context.chance(context.loose):
+        shape = FREE
     dec = rng.random() < 0.06
     sides = _sides(context, shape, dec)
     while not total(sides[0])[0] - total(sides[1])[0]:
         sides = _sides(context, shape, dec)
     style = make_style(context)
     formula = write(sides, dec)
-    problem = context.pick(words.PROBLEMS).format(m=style.math(formula), v=style.letters["x"])
+    problem = context.frame(words.PROBLEMS).format(m=style.math(formula), v=style.letters["x"])
     talk = talk if talk is not None else rng.choice((0.0, 0.3, 0.7, 1.0))
     return problem, Walk(context, style, dec, sides, formula, talk), shape
 
@@ -278,7 +324,7 @@ def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) ->
     problem, walk, shape = start(context)
     given = walk.current
     if context.chance(0.1):
-        opener = context.pick(words.OPENERS)
+        opener = context.frame(words.OPENERS)
         walk.add(opener.format(m=walk.style.math(given), v=walk.style.letters["x"]), True, "")
     skip = rng.choice((0.0, 0.1, 0.3))
     while len(walk.lines) < max_lines:
@@ -308,7 +354,7 @@ def _restate(walk: Walk, error_chance: float) -> None:
         if change:
             shown, error, good = change[0], change[1], False
     walk.add(
-        walk.context.pick(words.FINAL).format(m=walk.style.math(shown)),
+        walk.context.frame(words.FINAL).format(m=walk.style.math(shown)),
         good,
         error,
         shown,

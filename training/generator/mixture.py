@@ -1,7 +1,7 @@
 """The training mixture: which family writes the next solution.
 
 In: a `Context`. Out: a `Solution`. Weights are per solution; during the first half of a
-training run they move from `EARLY`, mostly bare sums, to those of `FAMILIES`: digits first,
+run from nothing they move from `EARLY`, mostly bare sums, to those of `FAMILIES`: digits first,
 since every other family needs them. Imports its siblings only.
 """
 
@@ -27,21 +27,21 @@ def _drafts(context: Context, error_chance: float) -> Solution:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "linear": (equations.solution, 24),
-    "draft": (_drafts, 12),
-    "tutor": (_tutor, 14),
-    "sentences": (worded.sentences, 18),
-    "story": (worded.story, 10),
-    "evaluation": (arithmetic.evaluation, 7),
+    "linear": (equations.solution, 30),
+    "draft": (_drafts, 14),
+    "tutor": (_tutor, 16),
+    "sentences": (worded.sentences, 16),
+    "story": (worded.story, 8),
+    "evaluation": (arithmetic.evaluation, 10),
     "fractions": (arithmetic.fractions, 5),
-    "fact": (systems.fact, 3.5),
-    "system": (systems.system, 7),
-    "quadratic": (systems.quadratic, 6),
+    "fact": (systems.fact, 5),
+    "system": (systems.system, 10),
+    "quadratic": (systems.quadratic, 4),
 }
 # Trained on and never measured: sums alone, the densest lesson in digits there is.
 LESSONS: dict[str, tuple[Family, float]] = {
     "sums": (worded.sums, 6),
-    "drills": (worded.drills, 12),
+    "drills": (worded.drills, 10),
 }
 EARLY = {
     "sums": 25,

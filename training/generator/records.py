@@ -2,7 +2,7 @@
 
 A `Solution` is a problem with labelled lines. `label_meaning` is local: a line is good if
 and only if it follows from the problem and the lines before it, even when one of those is
-wrong. Imports the standard library only.
+wrong. Imports `paraphrase` and the standard library only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
+
+from .paraphrase import paraphrase
 
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
@@ -73,12 +75,20 @@ class Context:
     split: Split = "train"
     used: list[str] = field(default_factory=list)
     level: float = 1.0  # 0: sums of small numbers only; 1: of every kind
+    loose: float = 0.0  # how often a wording is put into other words; never those held out
 
     def pick(self, pool: Sequence[T]) -> T:
         """Draw from the part of `pool` that this split owns: every fifth item is held out."""
         held = [item for i, item in enumerate(pool) if i % 5 == 4]
         rest = [item for i, item in enumerate(pool) if i % 5 != 4]
         return self.rng.choice(held if self.split == "heldout" and held else rest)
+
+    def frame(self, pool: Sequence[str]) -> str:
+        """Draw a wording whose words decide nothing, now and then in other words."""
+        wording = self.pick(pool)
+        if self.split == "train" and self.loose and self.chance(self.loose):
+            return paraphrase(self.rng, wording)
+        return wording
 
     def chance(self, p: float) -> bool:
         """True with probability p."""

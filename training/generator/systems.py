@@ -7,6 +7,7 @@ Imports its siblings only.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import NamedTuple
 
 from .algebra import AlgebraError, decimal, difference, terminates, value
 from .corrupt import break_chain, break_equation
@@ -77,7 +78,7 @@ class _Writer:
             if change:
                 shown, error, good = change[0], change[1], False
         bare = self.context.chance(0.3)
-        text = "{m}" if bare else self.context.pick(pool)
+        text = "{m}" if bare else self.context.frame(pool)
         more = {k: self.style.math(v) for k, v in more.items()}
         text = text.format(m=self.style.math(shown), **more)
         slip = -1 if good else slip_at(text, self.style.math(shown), self.style.math(formula))
@@ -109,7 +110,7 @@ def system(context: Context, error_chance: float) -> Solution:
     p, q = f"{_two(a, b)}={a * x + b * y}", f"{_two(c, d)}={c * x + d * y}"
     writer = _Writer(context, error_chance)
     style = writer.style
-    ask = context.pick(SYSTEM_ASK)
+    ask = context.frame(SYSTEM_ASK)
     problem = ask.format(
         p=style.math(p), q=style.math(q), x=style.letters["x"], y=style.letters["y"]
     )
@@ -180,7 +181,7 @@ def quadratic(context: Context, error_chance: float) -> Solution:
     k = rng.choice((1, 1, 1, 2, 3))
     poly = _quadratic(1, b, c)
     given = f"{_quadratic(k, k * b, k * c + shift)}={shift}"
-    problem = context.pick(QUADRATIC_ASK).format(m=style.math(given), x=style.letters["x"])
+    problem = context.frame(QUADRATIC_ASK).format(m=style.math(given), x=style.letters["x"])
     if shift:
         writer.line(PLAIN, f"{_quadratic(k, k * b, k * c)}=0")
     now = f"{poly}=0"
@@ -245,38 +246,89 @@ def _roots(writer: _Writer, pair: tuple[int, int]) -> None:
     writer.lines.append(Line(text, good, error))
 
 
-# Facts: a sentence with number slots and the relation that must hold between them.
+class Fact(NamedTuple):
+    """A relation between numbers, ways to ask for it and ways to state it."""
+
+    relation: str
+    ask: tuple[str, ...]
+    say: tuple[str, ...]
+
+
+def _unit(factor: int, big: str, small: str, short: tuple[str, str]) -> Fact:
+    """`factor` of the small unit make one of the big; every fifth wording is held out."""
+    b, s = short
+    return Fact(
+        f"{{0}}*{factor}={{1}}",
+        (
+            f"How many {small} are {{0}} {big}?",
+            f"Convert {{0}} {b} to {s}.",
+            f"Change {{0}} {big} to {small}.",
+            f"{{0}} {b} in {s}?",
+            f"How many {small} are there in {{0}} {big}?",  # held out
+            f"Write {{0}} {b} in {small}.",
+            f"What are {{0}} {big} in {small}?",
+            f"{{0}} {big} = ? {small}",
+        ),
+        (
+            f"{{0}} {big} = {{1}} {small}",
+            f"{{0}} {b} = {{1}} {s}",
+            f"{{0}} {big} are {{1}} {small}.",
+            f"So {{0}} {b} is {{1}} {s}",
+            f"{{0}} {big} make {{1}} {small}.",  # held out
+            f"That is {{1}} {small}.",
+            f"There are {{1}} {s} in {{0}} {b}.",
+            f"{{0}} * {factor} = {{1}} {s}",
+            f"We get {{1}} {small} for {{0}} {big}",
+            f"{{0}} {b} come to {{1}} {s}",  # held out
+        ),
+    )
+
+
+_PERCENT = (
+    "{0}% of {1} = {2}",
+    "{0}% of {1} is {2}.",
+    "{0}/100 * {1} = {2}",
+    "{1} * {0}% = {2}",
+    "{0} percent of {1} comes to {2}",  # held out
+    "So {0}% of {1} is {2}",
+    "{0} percent of {1} = {2}",
+    "{0} per cent of {1} makes {2}.",
+)
 FACTS = (
-    (
-        "Find {0}% of {1}.",
-        ("{0}% of {1} = {2}", "{0}% of {1} is {2}.", "{0}/100 * {1} = {2}"),
+    Fact(
         "{0}*{1}/100={2}",
+        (
+            "Find {0}% of {1}.",
+            "What is {0}% of {1}?",
+            "Work out {0} percent of {1}.",
+            "{0}% of {1}",
+            "Calculate {0} per cent of {1}.",  # held out
+        ),
+        _PERCENT,
     ),
-    ("Change {0} m to cm.", ("{0} m = {1} cm", "{0} m is {1} cm."), "{0}*100={1}"),
-    (
-        "How many minutes are {0} hours?",
-        ("{0} hours = {1} minutes", "{0} h is {1} min"),
-        "{0}*60={1}",
+    Fact(
+        "{0}*{1}/100={2}",
+        (
+            "Raise {1} by {0}%.",
+            "Increase {1} by {0}%.",
+            "A price of {1} goes up by {0}%. What is it now?",
+            "{1} grows by {0} percent.",
+            "Add {0}% to {1}.",  # held out
+        ),
+        _PERCENT,
     ),
-    ("Write {0} kg in grams.", ("{0} kg = {1} g", "That is {0} kg = {1} g."), "{0}*1000={1}"),
-    (
-        "How many seconds are {0} minutes?",
-        ("{0} minutes = {1} seconds", "{0} min make {1} s"),
-        "{0}*60={1}",
-    ),
-    ("Convert {0} km to m.", ("{0} km = {1} m", "{0} km are {1} m"), "{0}*1000={1}"),
-    (
-        "How many days are {0} weeks?",
-        ("{0} weeks = {1} days", "{0} weeks is {1} days."),
-        "{0}*7={1}",
-    ),
-    ("Raise {1} by {0}%.", ("{0}% of {1} = {2}", "{0}% of {1} is {2}"), "{0}*{1}/100={2}"),
-    ("How many inches are {0} feet?", ("{0} feet = {1} inches", "{0} ft is {1} in"), "{0}*12={1}"),
-    (
-        "How many months are {0} years?",
-        ("{0} years = {1} months", "{0} years make {1} months."),
-        "{0}*12={1}",
-    ),
+    _unit(100, "metres", "centimetres", ("m", "cm")),
+    _unit(60, "hours", "minutes", ("h", "min")),
+    _unit(1000, "kilograms", "grams", ("kg", "g")),
+    _unit(60, "minutes", "seconds", ("min", "s")),
+    _unit(1000, "kilometres", "metres", ("km", "m")),
+    _unit(7, "weeks", "days", ("weeks", "days")),
+    _unit(12, "feet", "inches", ("ft", "in")),
+    _unit(12, "years", "months", ("years", "months")),
+    _unit(24, "days", "hours", ("days", "h")),
+    _unit(100, "dollars", "cents", ("dollars", "cents")),
+    _unit(10, "centimetres", "millimetres", ("cm", "mm")),
+    _unit(1000, "litres", "millilitres", ("l", "ml")),
 )
 RAISED = (
     "{a} + {b} = {c}",
@@ -290,7 +342,8 @@ RAISED = (
 def fact(context: Context, error_chance: float) -> Solution:
     """A percentage or a unit conversion, stated in a sentence."""
     rng = context.rng
-    ask, says, relation = context.pick(FACTS)
+    picked = rng.choice(FACTS)  # what a fact says must be known: only its wordings are held out
+    ask, relation = context.pick(picked.ask), picked.relation
     percent = "{2}" in relation
     first = str(
         rng.choice((5, 10, 15, 20, 25, 30, 40, 50, 60, 75)) if percent else rng.randint(2, 30)
@@ -312,10 +365,10 @@ def fact(context: Context, error_chance: float) -> Solution:
                 )
         except AlgebraError:
             pass
-    says_text = context.rng.choice(says)
+    says_text = context.pick(picked.say)
     text = says_text.format(*shown)
     lines = [Line(text, good, error, -1 if good else slip_at(text, text, says_text.format(*slots)))]
-    if ask.startswith("Raise"):
+    if picked is FACTS[1]:
         worked = f"{slots[1]}+{shown[2]}={decimal(value(slots[1]) + value(shown[2]))}"
         good, error = True, "none"
         if context.chance(error_chance):
@@ -324,5 +377,5 @@ def fact(context: Context, error_chance: float) -> Solution:
                 worked, error, good = change[0], change[1], False
         left, c = worked.split("=")
         a, b = left.split("+", 1)
-        lines.append(Line(context.pick(RAISED).format(a=a, b=b, c=c), good, error))
+        lines.append(Line(context.frame(RAISED).format(a=a, b=b, c=c), good, error))
     return Solution(ask.format(*slots), tuple(lines), "fact")

@@ -197,7 +197,7 @@ def solution(context: Context, max_lines: int = 5) -> Solution:
             if rng.random() < 0.4:
                 left, right, tail = _apply(context, current)
                 current = f"{left}{tail}={right}{tail}"
-            problem = context.pick(PROBLEMS).format(v=letter, m=current.replace("x", letter))
+            problem = context.frame(PROBLEMS).format(v=letter, m=current.replace("x", letter))
             for _ in range(rng.randint(1, max_lines)):
                 text, error, right = move(context, current)
                 if text == current or len(text) > 60:

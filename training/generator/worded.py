@@ -100,7 +100,7 @@ def _story_lines(context, steps, numbers, people, render, error_chance) -> list[
         known[name] = worked.rpartition("=")[2]
         if "(" in known[name] or re.search(r"[^\d.\-]", known[name]):
             known[name] = decimal(value(known[name]))
-        frame = sentence if rng.random() < talk else context.pick(GENERIC)
+        frame = sentence if rng.random() < talk else context.frame(GENERIC)
         shown = numbers | {"e": render(worked), "v": known[name]} | people
         text = frame.format(**shown)
         slip = -1 if good else slip_at(text, render(worked), render(right))
@@ -136,7 +136,7 @@ def _ending(context: Context, answer: str, error_chance: float) -> Line:
             r"\d(?=\D*$)", lambda m: str((int(m[0]) + context.rng.randint(1, 9)) % 10), answer
         )
         answer, good, error = changed, False, "misread"
-    return Line(context.pick(ENDS).format(v=answer), good, error)
+    return Line(context.frame(ENDS).format(v=answer), good, error)
 
 
 def sentences(context: Context, error_chance: float, lines_wanted: int | None = None) -> Solution:
@@ -155,7 +155,7 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
             if change:
                 text, error, good = change[0], change[1], False
         last = text.rpartition("=")[2]
-        frame = context.pick(FRAMES) if rng.random() < 0.8 else context.pick(GENERIC)
+        frame = context.frame(FRAMES) if rng.random() < 0.8 else context.frame(GENERIC)
         shown = frame.format(e=render(text), **people)
         # The numbers are free: only past the equals sign can a wrong one be seen.
         slip = (
@@ -164,7 +164,7 @@ def sentences(context: Context, error_chance: float, lines_wanted: int | None = 
         out.append(Line(shown, good, error, slip, shown.find("=") + 1))
     if rng.random() < 0.3 and re.fullmatch(r"[\d.]+", last):
         out.append(_ending(context, last, error_chance))
-    problem = context.pick(STARTS).format(**people) if rng.random() < 0.8 else ""
+    problem = context.frame(STARTS).format(**people) if rng.random() < 0.8 else ""
     return Solution(problem or "Work it out.", tuple(out), "story/sentences")
 
 
