@@ -196,9 +196,9 @@ def _open(
         config = {**config, "session.disable_cpu_ep_fallback": "1"}
         arguments["provider_options"] = [place.options.provider_options(ort.__version__)]
         cuda.preload(ort)
-        missing = cuda.missing_libraries(cuda.wanted_major(ort))
-        if missing:
-            raise DeviceError(f"device {device!r} cannot be had: {cuda.explain(ort, missing)}")
+        problem = cuda.problem(ort)
+        if problem is not None:
+            raise DeviceError(f"device {device!r} cannot be had: {problem}")
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     try:
