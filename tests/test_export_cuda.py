@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from int8_packages import SOLUTIONS, VERIFIED, write_texts
 from torch_reference import torch_scores
 
-from prm_edge_export import cuda_target, ranges
+from prm_edge_export import cuda_target, preflight, proof, ranges
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.half import FORMATS, Format, HalfBuilder, build_half
@@ -33,6 +34,7 @@ from prm_edge_runtime.errors import (
     ConfigError,
     DeviceError,
     EngineError,
+    ExportError,
     ProofError,
     UnsupportedError,
     VariantError,
@@ -285,6 +287,7 @@ def test_bf16_is_chosen_where_no_fold_helps(checkpoint: Path, tmp_path: Path) ->
     report = export_half(planted, tmp_path / "p", allow_drift=True)
     assert report["variant"] == "cuda-bf16"
     said = next(line for line in report["lines"] if line.startswith("precision"))
+    assert said in report["decisions"]
     assert "precision: bf16 (largest value" in said
     assert "no folding brings it into float16: model.layers.0.mlp." in said
     assert report["ranges"]["folds"] == NO_FOLDS
@@ -535,6 +538,55 @@ def _llama_config() -> dict[str, Any]:
     from transformers import LlamaConfig
 
     return {**LlamaConfig(**checkpoints.sizes(8)).to_dict(), "model_type": "llama"}
+
+
+def test_what_it_takes_is_said_before_anything_runs(checkpoint: Path, tmp_path: Path) -> None:
+    lines = export_half(checkpoint, tmp_path / "p")["lines"]
+    (needs,) = [line for line in lines if line.startswith("needs about")]
+    first = next(line for line in lines if line.startswith("ranges and reference"))
+    assert lines.index(needs) < lines.index(first)
+
+
+def test_memory_that_is_not_there_is_refused_before_anything_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(cuda_target, "decide", None)  # would raise, were it called
+    with pytest.raises(ExportError, match=r"needs about 0\.\d GB of memory and 0\.1 GB are avail"):
+        export_half(checkpoint, tmp_path / "p")
+    monkeypatch.undo()
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100_000_000)
+    report = export_half(checkpoint, tmp_path / "p", ignore_limits=True)
+    assert report["variant"] == "cuda-fp16"
+
+
+def test_a_variant_that_is_there_is_refused_before_anything_runs(
+    package: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_target, "decide", None)
+    for precision in ("auto", "fp16", "bf16"):
+        name = "cuda-bf16" if precision == "bf16" else "cuda-fp16"
+        with pytest.raises(ExportError, match=f"has a variant '{name}' already"):
+            export_half(checkpoint, package, add=True, precision=precision)
+
+
+def test_bf16_that_was_chosen_is_proven_like_bf16_that_was_asked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"fp16": ("verification.jsonl",), "bf16": ("search.jsonl",)}
+    for precision, names in texts.items():
+        budget = replace(proof.BUDGETS[precision], texts=names)
+        monkeypatch.setitem(proof.BUDGETS, precision, budget)
+    planted = plant(checkpoint, tmp_path / "planted", GATED)
+    chosen = export_half(planted, tmp_path / "p", verify=None, allow_drift=True)
+    asked = export_half(planted, tmp_path / "q", verify=None, allow_drift=True, precision="bf16")
+    assert chosen["variant"] == asked["variant"] == "cuda-bf16"
+    assert chosen["proof"] == asked["proof"]
+    assert chosen["provenance"] == asked["provenance"]
+    assert any(line.startswith("precision: bf16 (") for line in chosen["decisions"])
+    assert any(line.startswith("precision: bf16, as asked (") for line in asked["decisions"])
+    graphs = [out / "cuda-bf16" / GRAPH_NAME for out in (tmp_path / "p", tmp_path / "q")]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
 
 
 # --- what is refused

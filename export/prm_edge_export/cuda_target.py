@@ -52,6 +52,7 @@ class Half:
     """What was decided from the measured ranges, and the reference's answers for the proof."""
 
     precision: str
+    reason: str
     folds: Folds
     reference: proof.Reference
     report: dict[str, Any]
@@ -84,10 +85,12 @@ def decide(
         paced("ranges and reference", say),
     )
     folds, beyond, faint = ranges.fold(found)
-    precision = _chosen(plan.options.precision, found, folds, beyond, faint, open_choice, say)
+    precision, reason = _chosen(plan.options.precision, found, folds, beyond, faint, open_choice)
+    say(reason)
     folds = folds if precision == FP16 else Folds()
     return Half(
         precision=precision,
+        reason=reason,
         folds=folds,
         reference=reference,
         report=_report(found, folds, beyond + faint, measured.digest),
@@ -101,25 +104,22 @@ def _chosen(
     beyond: list[str],
     faint: list[str],
     open_choice: bool,
-    say: Say,
-) -> str:
-    """The precision, and why: said, or raised when it was asked for and cannot be."""
+) -> tuple[str, str]:
+    """The precision, and a line that says why."""
     said = f"{_largest(found)}, float16 holds {ranges.LARGEST:.0f}"
     if asked != FP16:
-        say(f"precision: bf16, as asked ({said})")
-        return BF16
+        return BF16, f"precision: bf16, as asked ({said})"
     if beyond:
         reason = f"no folding brings it into float16: {beyond[0]}"
         if not open_choice:
             raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
-    elif faint and open_choice:
-        reason = faint[0]
-    else:
-        what = _described(folds) if folds else "nothing needs folding"
-        say(f"precision: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit; {what})")
-        return FP16
-    say(f"precision: bf16 ({said}; {reason})")
-    return BF16
+        return BF16, f"precision: bf16 ({said}; {reason})"
+    if faint and open_choice:
+        return BF16, f"precision: bf16 ({said}; {faint[0]})"
+    what = _described(folds) if folds else "nothing needs folding"
+    return FP16, (
+        f"precision: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit for values; {what})"
+    )
 
 
 def _largest(found: ranges.Ranges) -> str:

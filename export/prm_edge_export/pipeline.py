@@ -100,10 +100,9 @@ def _decided(
     half = cuda_target.decide(
         plan, work.measured, work.proof, writer.staging, open_choice=open_choice, say=say
     )
-    if half.precision == plan.options.precision:
-        return plan, work, half
-    plan = replace(plan, options=replace(plan.options, precision=half.precision))
-    if plan.options.verify is None:  # another precision is proven on other solutions
+    asked, decided = plan.options, replace(plan.options, precision=half.precision)
+    plan = replace(plan, options=decided, reasons=(*plan.reasons, half.reason))
+    if decided != asked and asked.verify is None:  # bfloat16 is proven on more solutions
         work = _begin(plan, writer, say)
         half = replace(half, reference=_reference(plan, writer.staging, work.proof, say))
     return plan, work, half
@@ -117,18 +116,64 @@ def _write(
     say: Say,
 ) -> dict[str, Any]:
     options = plan.options
-    texts = work.texts
     provenance = identity(plan, work.texts_sha256)
     folder = writer.variant_dir(options.variant)
     reference, quantized = _build(plan, folder, work, half, say)
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
     manifest = new_manifest(plan, writer.staging, provenance, quantized)
     package = Package(root=writer.staging, manifest=manifest, digest="0" * 64)
-    speed: dict[str, float | int] | None = None
-    with TemporaryDirectory(dir=writer.staging) as scratch, ExitStack() as stack:
-        checked = {}
+    proven = _prove(plan, package, work.texts, reference, half, quantized, say)
+    report: dict[str, Any] = {
+        "variant": options.variant,
+        "decisions": list(plan.reasons),
+        "proof": proven.summary,
+        "provenance": provenance,
+        "size": {
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "parameters": parameters(plan),
+        },
+        **({} if quantized is None else {"plan": quantized.report}),
+        **({} if half is None else {"ranges": half.report}),
+    }
+    write_small_files(plan, writer, proof.self_test_cases(proven.results), report)
+    variant = replace(manifest.variants[0], proof=proven.summary)
+    manifest = replace(manifest, variants=(variant,))
+    kept = writer.existing.manifest.variants if writer.existing else ()
+    card = model_card(replace(manifest, variants=(*kept, variant)), license_of(plan))
+    writer.write_bytes(CARD_NAME, card.encode())
+    writer.finish(manifest)
+    # not in the package: the same checkpoint gives the same bytes, and never the same speed
+    report["speed"] = proven.speed
+    for line in table(report):
+        say(line)
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """What the proof found; ``speed`` where the variant itself has run on its device."""
+
+    results: list[proof.Compared]
+    summary: dict[str, Any]
+    speed: dict[str, float | int] | None
+
+
+def _prove(
+    plan: Plan,
+    package: Package,
+    texts: list[proof.Text],
+    reference: proof.Reference,
+    half: cuda_target.Half | None,
+    quantized: Quantized | None,
+    say: Say,
+) -> Proven:
+    """Run the staged package against the reference; over budget nothing is written."""
+    options = plan.options
+    checked: dict[str, Any] = {}
+    speed = None
+    with TemporaryDirectory(dir=package.root) as scratch, ExitStack() as stack:
         if half is None:
-            scorer = Scorer.from_package(package, manifest.variants[0])
+            scorer = Scorer.from_package(package, package.manifest.variants[0])
         else:
             scorer, what = cuda_target.open_for_proof(plan, half, package, Path(scratch), say)
             checked = {"checked": what}
@@ -150,48 +195,29 @@ def _write(
             f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
             f"of {figures['solutions']} solutions"
         )
-        if over is not None and quantized is not None:
-            over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
-            exact = "" if quantized is None else "; --precision fp32 is exact"
-            raise ProofError(
-                f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
-            )
+            raise ProofError(_refused(over, quantized))
         if options.expect is not None:
             figures |= check_expected(scorer, options.expect)
             say(
                 f"expected scores: {figures['expect_records']} records, max |dp| "
                 f"{figures['expect_max_abs_dp']:.2e}"
             )
-        if half is not None and checked["checked"] != cuda_target.GPU:
-            figures |= cuda_target.check_itself(plan, half, package, texts)
-        else:  # else it would be the speed of what it is checked with
+        if half is None or checked["checked"] == cuda_target.GPU:
             speed = measure_speed(scorer, [result.text for result in results])
+        else:  # its speed would be that of what it is checked with
+            scorer.close()  # or two graphs would be in memory
+            figures |= cuda_target.check_itself(plan, half, package, texts)
     summary = checked | proof.summary(figures, options.precision, drift=over is not None)
-    report: dict[str, Any] = {
-        "variant": options.variant,
-        "decisions": list(plan.reasons),
-        "proof": summary,
-        "provenance": provenance,
-        "size": {
-            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-            "parameters": parameters(plan),
-        },
-        **({} if quantized is None else {"plan": quantized.report}),
-        **({} if half is None else {"ranges": half.report}),
-    }
-    write_small_files(plan, writer, proof.self_test_cases(results), report)
-    variant = replace(manifest.variants[0], proof=summary)
-    manifest = replace(manifest, variants=(variant,))
-    kept = writer.existing.manifest.variants if writer.existing else ()
-    card = model_card(replace(manifest, variants=(*kept, variant)), license_of(plan))
-    writer.write_bytes(CARD_NAME, card.encode())
-    writer.finish(manifest)
-    # not in the package: the same checkpoint gives the same bytes, and never the same speed
-    report["speed"] = speed
-    for line in table(report):
-        say(line)
-    return report
+    return Proven(results=results, summary=summary, speed=speed)
+
+
+def _refused(over: str, quantized: Quantized | None) -> str:
+    exact = ""
+    if quantized is not None:
+        over = "\n".join([over, "linears that lose most:", *quantized.worst])
+        exact = "; --precision fp32 is exact"
+    return f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
 
 
 def _build(
