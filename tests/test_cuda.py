@@ -146,7 +146,7 @@ def test_explain_says_what_pip_can_mend_and_what_not(monkeypatch: pytest.MonkeyP
     both = cuda.explain(runtime(), ["libcuda.so.1", "libcublas.so.13"])
     assert "wants CUDA 13" in both
     assert "cannot load libcuda.so.1, libcublas.so.13; installed: nvidia-cublas 12.1" in both
-    assert "NVIDIA's driver" in both
+    assert "NVIDIA's driver, which comes with the system, not pip: install it, 580 or" in both
     assert "pip install 'prm-edge[gpu]'" in both
     monkeypatch.setattr(cuda, "nvidia_packages", dict)
     driver = cuda.explain(runtime(), ["libcuda.so.1"])

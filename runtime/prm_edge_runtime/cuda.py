@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import re
 import sys
 from importlib import metadata
 from typing import Any, Final
@@ -109,6 +110,22 @@ def problem(runtime: Any) -> str | None:
     )
 
 
+def failure(error: str) -> str | None:
+    """What CUDA itself reported in onnxruntime's error, and what to look at; None if it did not."""
+    found = re.search(
+        r"Invalid device ID: \d+, must be between 0 .*? and (\d+) \(exclusive\)", error
+    )
+    if found is not None:
+        return f"CUDA sees {found[1]} GPUs, numbered from 0; choose one with gpu="
+    found = re.search(r"CUDA failure (\d+): (.*?) *;", error)
+    if found is None:
+        return None
+    return (
+        f"CUDA failed: {found[2]} (failure {found[1]}); nvidia-smi shows the GPUs and who uses "
+        "them, CUDA_VISIBLE_DEVICES may hide them; or pass device='cpu'"
+    )
+
+
 def nvidia_packages() -> dict[str, str]:
     """pip's packages of NVIDIA libraries that are installed: name -> version."""
     found = {}
@@ -129,7 +146,11 @@ def explain(runtime: Any, missing: list[str]) -> str:
         f"{', '.join(missing)}; installed: {there}"
     ]
     if LINUX_DRIVER in missing:
-        parts.append(f"{LINUX_DRIVER} is NVIDIA's driver, which comes with the system, not pip")
+        newer = f", {DRIVERS[major]} or newer" if major in DRIVERS else ""
+        parts.append(
+            f"{LINUX_DRIVER} is NVIDIA's driver, which comes with the system, not pip: install "
+            f"it{newer}, or pass device='cpu'"
+        )
     if missing != [LINUX_DRIVER]:
         parts.append(f"run {GPU_COMMAND}, whose libraries are for CUDA {major}")
     return "; ".join(parts)

@@ -213,6 +213,11 @@ def _open(
                 f"part of {shown} on the CPU: the provider could not start (driver, GPU), or has "
                 "no kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
             ) from error
+        failure = cuda.failure(str(error)) if device == "cuda" else None
+        if failure is not None:
+            raise DeviceError(
+                f"device 'cuda' (gpu {place.number}) cannot be had: {failure}"
+            ) from error
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {shown}: {error}") from error
     actual = session.get_providers()
     if actual[:1] != [provider]:
