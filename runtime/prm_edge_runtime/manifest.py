@@ -17,6 +17,7 @@ from typing import Any, Final
 from .calibration import Calibration
 from .errors import PackageFormatError, RecipeError
 from .json_file import decode_json
+from .kinds import names_problem
 from .manifest_parts import (
     CARD_NAME,
     DECODER,
@@ -80,6 +81,8 @@ class Manifest:
     a variant's name where that variant needs another one. ``files``: path -> entry of every file
     but ``prm_edge.json`` and ``README.md``. ``provenance``: where the weights came from, flat.
     ``calibration``: by variant, what ``prm-edge calibrate`` fitted; the key is absent when empty.
+    ``error_kinds``: what the outputs of every graph's second head stand for, in order; the key is
+    absent when there is no such head.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     provenance: Mapping[str, Scalar]
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    error_kinds: tuple[str, ...] = ()
 
     def threshold(self, variant_name: str) -> float:
         """The score below which a step counts as wrong under this variant."""
@@ -107,6 +111,7 @@ class Manifest:
             "files": {path: entry.to_dict() for path, entry in sorted(self.files.items())},
             "provenance": dict(self.provenance),
             **({"calibration": fitted} if fitted else {}),
+            **({"error_kinds": list(self.error_kinds)} if self.error_kinds else {}),
         }
 
     def to_json(self) -> bytes:
@@ -143,6 +148,7 @@ class Manifest:
             files=_files(fields),
             provenance=_flat(fields, "provenance"),
             calibration=_calibration(fields),
+            error_kinds=_error_kinds(fields),
         )
         limits.finish()
         fields.finish()
@@ -199,6 +205,17 @@ def _calibration(fields: Fields) -> dict[str, Calibration]:
         name: Calibration.read(Fields(data, f"calibration[{name!r}]", fields.problems))
         for name, data in fields.objects("calibration", {}).items()
     }
+
+
+def _error_kinds(fields: Fields) -> tuple[str, ...]:
+    if not fields.has("error_kinds"):
+        return ()
+    names = fields.list_of("error_kinds", str, "strings")
+    # an empty list is no way to say that there are none: a package has one form
+    read = names or fields.data["error_kinds"] == []
+    if read and (problem := names_problem(names)) is not None:
+        fields.problems.add("error_kinds", problem)
+    return names
 
 
 def _variants(fields: Fields) -> tuple[Variant, ...]:

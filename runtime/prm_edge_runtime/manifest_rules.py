@@ -101,6 +101,8 @@ def _validate_variant(variant: Variant, manifest: Manifest, problems: Problems) 
         problems.add(at, f"layers, kv_heads and head_dim must be at least 1, got {cache}")
     if variant.interface == STATELESS and any(cache):
         problems.add(at, f"layers, kv_heads and head_dim of a stateless graph are 0, got {cache}")
+    if variant.interface == STATELESS and manifest.error_kinds:
+        problems.add(at, "a stateless graph names no kinds of error, and error_kinds is there")
     if variant.prefix is not None:
         _validate_prefix(variant, variant.prefix, manifest, problems)
 

@@ -24,15 +24,18 @@ from .errors import (
     InputTypeError,
     VariantError,
 )
+from .kinds import known_kinds
 from .lengths import ERROR, NULL, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .prefixes import PrefixCache, PrefixCounters, limit_bytes
+from .reading import Reading
 from .recipe import Recipe
 from .records import Prepared, pairs, run_prepared
 from .results import OUT_OF_DOMAIN, Ranking, StepScores
 from .results import rank as rank_scores
-from .session import CachedTrack, RescoredTrack, Session, Track
+from .session import Session
+from .tracks import CachedTrack, RescoredTrack, Track
 
 logger = logging.getLogger("prm_edge")
 
@@ -63,6 +66,7 @@ class Scorer:
         self.recipe: Final[Recipe] = package.manifest.recipe
         self.max_tokens: Final = package.manifest.max_tokens
         self.threshold: Final = package.manifest.threshold(variant.name)
+        self._reading = Reading(recipe=self.recipe, error_kinds=package.manifest.error_kinds)
         self._domain = domain
         self._variant = variant
         self._engine: Engine | None = engine
@@ -165,6 +169,7 @@ class Scorer:
             package.path(variant.graph),
             variant,
             logits=package.manifest.recipe.logits,
+            kinds=len(package.manifest.error_kinds),
             threads=ort.thread_count(threads),
             options=cuda_options(cuda),
         )
@@ -181,6 +186,11 @@ class Scorer:
     def variant(self) -> str:
         """The name of the variant that runs."""
         return self._variant.name
+
+    @property
+    def error_kinds(self) -> tuple[str, ...] | None:
+        """The kinds of error that a step can be given, None where the package names none."""
+        return known_kinds(self.package.manifest.error_kinds) or None
 
     @property
     def prefix_cache(self) -> PrefixCounters:
@@ -298,7 +308,7 @@ class Scorer:
         return run_prepared(
             self._open_engine(),
             prepared,
-            recipe=self.recipe,
+            reading=self._reading,
             threshold=self.threshold,
             prefixes=self._prefixes,
         )
@@ -319,7 +329,7 @@ class Scorer:
                 problem,
                 encoder=self._encoder,
                 engine=self._open_decoder,
-                score=self.recipe.score,
+                reading=self._reading,
                 max_tokens=self.max_tokens,
                 prefixes=self._prefixes,
             )
@@ -332,7 +342,7 @@ class Scorer:
             )
         if self._domain is not None:
             track = GuardedTrack(track, problem, self._domain)
-        return Session(track, threshold=self.threshold)
+        return Session(track, reading=self._reading, threshold=self.threshold)
 
     async def ascore(
         self, problem: str, steps: Sequence[str], *, on_too_long: str = ERROR
