@@ -31,6 +31,8 @@ INDEX: Final = "model.safetensors.index.json"
 PICKLE: Final = "pytorch_model.bin"
 REWARD_FILE: Final = "reward_head.pt"  # the head of ReasonFlux-PRM-1.5B, apart from its weights
 REWARD_NAME: Final = "reward_head"
+KINDS_FILE: Final = "error_kinds.safetensors"  # a head that names errors, see error_kinds.py
+KINDS_NAME: Final = "error_kinds"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 ROWS_AT_ONCE: Final = 8192  # of an embedding
@@ -149,8 +151,9 @@ class Tensors:
         self.used: set[str] = set()
         for name, expected in files.items():
             self._list(root, name, expected)
-        if (root / REWARD_FILE).is_file():
-            self._list(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
+        for name, prefix in ((REWARD_FILE, REWARD_NAME), (KINDS_FILE, KINDS_NAME)):
+            if (root / name).is_file():
+                self._list(root, name, None, prefix=f"{prefix}.")
         refuse_quantized_tensors(
             root, ((info.file, name, info.dtype) for name, info in self.info.items())
         )

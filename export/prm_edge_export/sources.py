@@ -22,6 +22,7 @@ from .adapters import ADAPTER_WEIGHTS, AdaptedCheckpoint
 from .checkpoint import (
     CONFIG_NAME,
     INDEX,
+    KINDS_FILE,
     PICKLE,
     PICKLE_INDEX,
     SINGLE,
@@ -42,6 +43,7 @@ NEEDED: Final = (
     "NOTICE*",
     "README.md",
     "chat_template.jinja",
+    KINDS_FILE,
     "reward_head.pt",
     "quant_config.json",
     "quantize_config.json",

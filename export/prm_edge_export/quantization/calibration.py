@@ -74,7 +74,7 @@ class Calibration:
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
     opening: list[NDArray[np.float32]] = field(default_factory=list)  # of each layer (2, G, P, D)
-    logits: list[Any] = field(default_factory=list)  # the reference's, of each judged record (N, C)
+    outputs: list[Any] = field(default_factory=list)  # the reference's, each judged record (N, W)
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def calibrate(
         runner.load(index)  # into the same module, where the two share one
         _layer(runner, config, index, used, scratch, result)
         progress(index + 1, config.layers)
-    result.logits = reference.logits(others, judged)
+    result.outputs = reference.outputs(others, judged)
     return result
 
 
