@@ -22,7 +22,7 @@ from prm_edge_runtime import Scorer, kinds, scoring
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import CheckpointError, ProofError
 from prm_edge_runtime.recipe import Recipe
-from prm_edge_runtime.selftest import TOLERANCE_KEY, Case
+from prm_edge_runtime.selftest import KINDS_TOLERANCE_KEY, TOLERANCE_KEY, Case
 
 from .tokenization import WHOLE_JOINT
 
@@ -364,6 +364,9 @@ def self_test_cases(results: Sequence[Compared]) -> list[Case]:
             problem=r.text.problem,
             steps=r.text.steps,
             scores=tuple(float(score) for score in r.reference_scores),
+            error_kinds=None
+            if r.reference_kinds is None
+            else tuple(tuple(row) for row in r.reference_kinds.tolist()),
         )
         for r in shortest[:SELF_TEST_CASES]
     ]
@@ -371,8 +374,12 @@ def self_test_cases(results: Sequence[Compared]) -> list[Case]:
 
 def summary(figures: dict[str, float | int], precision: str, drift: bool) -> dict[str, Any]:
     """The flat proof that the manifest keeps for a variant."""
+    least = BUDGETS[precision].tolerance
+    tolerances = {TOLERANCE_KEY: max(least, 2 * float(figures["max_abs_dp"]))}
+    if "kinds_max_abs_dp" in figures:
+        tolerances[KINDS_TOLERANCE_KEY] = max(least, 2 * float(figures["kinds_max_abs_dp"]))
     return {
         **{key: round(v, 9) if isinstance(v, float) else v for key, v in figures.items()},
-        TOLERANCE_KEY: max(BUDGETS[precision].tolerance, 2 * float(figures["max_abs_dp"])),
+        **tolerances,
         "allowed_drift": drift,
     }

@@ -22,7 +22,6 @@ from .errors import (
     EngineError,
     InputError,
     InputTypeError,
-    VariantError,
 )
 from .kinds import known_kinds
 from .lengths import ERROR, NULL, check_policy, fit
@@ -378,22 +377,19 @@ class Scorer:
     def self_test(self) -> float:
         """Score the stored cases; return the largest |difference| from torch's scores.
 
+        Where errors are named, what is named is compared too.
+
         Raises:
-            SelfTestError: when it exceeds what the package allows for this variant.
+            SelfTestError: when one exceeds what the package allows for this variant.
         """
-        tolerance = self._variant.proof.get(selftest.TOLERANCE_KEY)
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-            raise VariantError(
-                f"variant {self._variant.name!r} records no {selftest.TOLERANCE_KEY}, so its "
-                "self-test cannot be judged; export the checkpoint again"
-            )
-        cases = selftest.load_cases(self.package.read_bytes(SELFTEST_NAME))
-
-        def score(problem: str, steps: Sequence[str]) -> tuple[float | None, ...]:
+        return selftest.run(
+            self.package.read_bytes(SELFTEST_NAME),
+            self._variant,
             # what the machine computes is tested, whether or not its cases are in the domain
-            return self._run([self._prepared(problem, steps, ERROR, guarded=False)])[0].scores
-
-        return selftest.check(cases, score, float(tolerance))
+            lambda problem, steps: self._run(
+                [self._prepared(problem, steps, ERROR, guarded=False)]
+            )[0],
+        )
 
     def close(self) -> None:
         """Free the model. Scoring afterwards raises; closing twice does not."""
