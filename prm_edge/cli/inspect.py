@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from prm_edge.error_words import all_in_words
+from prm_edge_runtime.kinds import known_kinds
+
 from .describe import notice, package_bytes, recipe_lines, size
 from .export import naming_the_extra
 from .group import Failure, Misuse
@@ -136,6 +139,9 @@ def as_text(package: Package, verify: str) -> list[str]:
         *(["", f"NOTICE: {text}"] if (text := notice(manifest)) is not None else []),
         *_section("recipe", recipe_lines(manifest.recipe)),
     ]
+    if manifest.error_kinds:
+        words = all_in_words(known_kinds(manifest.error_kinds))
+        lines += _section("kinds of error that it names", list(words.items()))
     for variant in manifest.variants:
         lines += _variant(manifest, variant)
     thresholds = [(key, f"{value:g}") for key, value in manifest.thresholds.items()]
