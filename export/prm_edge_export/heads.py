@@ -15,16 +15,17 @@ import torch
 from prm_edge_runtime.errors import CheckpointError
 
 from .checkpoint import REWARD_NAME, Tensors
-
-LINEAR: Final = "linear"
-MLP: Final = "mlp"
-VALUE: Final = "value"  # one number, TRL's ValueHead
-ROWS: Final = "rows"  # rows of the vocabulary's output layer
-MEAN_ROWS: Final = "mean_rows"  # the mean of all rows of the vocabulary's output layer
-CLASSES: Final = "classes"  # three classes, of ReasonEval
-ENSEMBLE: Final = "ensemble"  # members side by side, of ActPRM
-TRAJECTORY: Final = "trajectory"  # one number for a whole solution, in a file of its own
-CLASSIFIER: Final = "classifier"  # an encoder's; the optimum backend alone exports it
+from .head_kinds import (
+    CLASSES,
+    CLASSIFIER,
+    ENSEMBLE,
+    LINEAR,
+    MEAN_ROWS,
+    MLP,
+    ROWS,
+    TRAJECTORY,
+    VALUE,
+)
 
 OUTPUT: Final = "lm_head.weight"
 EMBEDDING: Final = "model.embed_tokens.weight"

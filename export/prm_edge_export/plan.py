@@ -22,12 +22,14 @@ from prm_edge_runtime.errors import (
 from prm_edge_runtime.kinds import known_kinds
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
-from .checkpoint import TOKENIZER_NAME, Checkpoint
+from .checkpoint import Checkpoint
+from .config_json import TOKENIZER_NAME
 from .detection import architecture, choose_family
 from .error_kinds import find_naming
 from .families import ASK, Family, Request, encode_plain, good_index
 from .half import BF16, FP16
-from .heads import CLASSIFIER, LINEAR, Head, find_head, vocabulary_rows
+from .head_kinds import CLASSIFIER, LINEAR
+from .heads import Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
 from .refusals import refuse_known
 from .tokenization import check_tokenization

@@ -26,9 +26,9 @@ from .checkpoint import (
     PICKLE,
     PICKLE_INDEX,
     SINGLE,
-    TOKENIZER_NAME,
     Checkpoint,
 )
+from .config_json import TOKENIZER_NAME
 from .training_args import TRAINING_ARGS_NAME
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
