@@ -466,7 +466,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "stored as I64, and must",
     ),
     "other tensors": (
-        {"kernel": torch.zeros(4, 64)},
+        {"tensors": {"kernel": torch.zeros(4, 64)}},
         "must hold the tensor 'weight' and perhaps 'b",
     ),
     "more tensors": (
