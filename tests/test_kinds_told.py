@@ -24,7 +24,7 @@ from prm_edge_runtime import Scorer
 from prm_edge_runtime.calibration import Calibration
 
 PROBLEM = "Solve for x: 5 - 2(x - 3) = 1."
-WRONG = ["5 - 2x - 6 = 1", "-1 - 2x = 1", "-2x = 3", "x = 7"]  # the built-in flags some of them
+WRONG = ["5 - 2x + 6 = 1", "2 + 2 = 9", "-2x = 3", "x = 700"]  # the built-in flags some of them
 
 
 def one(row: object, scorer: Scorer | None = None, **options: Any) -> dict[str, Any]:
