@@ -10,7 +10,7 @@ from typing import Final
 
 # name -> what follows "looks like"
 WORDS: Final = {
-    "sign": "a lost sign",
+    "sign": "a lost or flipped sign",
     "one_side": "a change on one side only",
     "distribution": "a bracket multiplied out in part",
     "like_terms": "unlike terms put together",
@@ -30,7 +30,7 @@ def in_words(kind: str) -> str:
 
 
 def looks_like(kind: str) -> str:
-    """``looks like a lost sign``."""
+    """``looks like a lost or flipped sign``."""
     return f"looks like {in_words(kind)}"
 
 

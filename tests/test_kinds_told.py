@@ -127,12 +127,15 @@ def test_ray_dataset_has_a_column_of_kinds() -> None:
 
 def test_every_kind_of_the_built_in_model_has_words(built_in: Scorer) -> None:
     assert set(built_in.error_kinds or ()) <= WORDS.keys()
-    assert looks_like("sign") == "looks like a lost sign"
+    assert looks_like("sign") == "looks like a lost or flipped sign"
 
 
 def test_unknown_kinds_are_said_as_they_are() -> None:
     assert in_words("unit_error") == "unit error"
-    assert all_in_words(("sign", "Einheit")) == {"sign": "a lost sign", "Einheit": "Einheit"}
+    assert all_in_words(("sign", "Einheit")) == {
+        "sign": "a lost or flipped sign",
+        "Einheit": "Einheit",
+    }
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_unknown_kinds_are_said_as_they_are() -> None:
     [
         (0, None, None, ""),
         (1, 1, None, "   <- first error"),
-        (1, 1, (None, "sign"), "   <- first error, looks like a lost sign"),
+        (1, 1, (None, "sign"), "   <- first error, looks like a lost or flipped sign"),
         (2, 1, (None, "sign", "slip"), "   <- looks like a slip in the sum"),
         (0, 1, (None, "sign"), ""),
     ],
@@ -191,7 +194,7 @@ def test_inspect_lists_the_kinds(built_in: Scorer, tiny_package: Path) -> None:
     _, _, listed = shown.partition("\nkinds of error that it names\n")
     names = [line.split()[0] for line in listed.partition("\n\n")[0].splitlines()]
     assert tuple(names) == built_in.error_kinds
-    assert "a lost sign" in listed
+    assert "a lost or flipped sign" in listed
     assert "kinds of error" not in CliRunner().invoke(cli, ["inspect", str(tiny_package)]).stdout
 
 
