@@ -316,6 +316,7 @@ SOLUTIONS: Final[dict[type[Record], Callable[[Job, Any], Sequence[str]]]] = {
 
 def describe(result: StepScores) -> dict[str, Any]:
     """One solution's scores as they are written."""
+    kinds = result.error_kinds
     return {
         "scores": [rounded(score) for score in result.scores],
         "verdict": result.verdict,
@@ -329,7 +330,7 @@ def describe(result: StepScores) -> dict[str, Any]:
             if result.redundancy is None
             else {"redundancy": [rounded(value) for value in result.redundancy]}
         ),
-        **({} if result.error_kinds is None else {"error_kinds": list(result.error_kinds)}),
+        **({} if kinds is None else {"error_kinds": list(kinds)}),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from prm_edge_export.inspection import inspect_checkpoint
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import ExportOptions
 from prm_edge_export.sources import needed_files, open_checkpoint
-from prm_edge_runtime import Scorer, add_many
+from prm_edge_runtime import Scorer, Session, add_many
 from prm_edge_runtime.engine import open_engine
 from prm_edge_runtime.errors import (
     CheckpointError,
@@ -40,6 +41,7 @@ from prm_edge_runtime.errors import (
     UnsupportedError,
 )
 from prm_edge_runtime.package import open_package
+from prm_edge_runtime.tracks import RescoredTrack
 
 PROBLEM, STEPS = VERIFIED[0]["problem"], VERIFIED[0]["steps"]
 LOCAL = {"label_meaning": "local"}
@@ -267,6 +269,26 @@ def test_sessions_name_as_score_does(scorer: Scorer) -> None:
         assert fork.error_kinds == scorer.score(PROBLEM, [*steps, "x = 1"]).error_kinds
         add_many([(session, "a"), (fork, "b")])
         assert session.error_kinds == scorer.score(PROBLEM, [*steps[:-2], "a"]).error_kinds
+
+
+def test_session_that_scores_anew_names_as_score_does(scorer: Scorer) -> None:
+    steps = [*STEPS, "20 * 3 = 50"]
+    track = RescoredTrack(
+        PROBLEM,
+        encoder=scorer._encoder,
+        score=partial(scorer.score, on_too_long="null"),
+        max_tokens=scorer.max_tokens,
+    )
+    with Session(track, reading=scorer._reading, threshold=scorer.threshold) as session:
+        assert session.error_kinds == ()
+        for count, step in enumerate(steps, 1):
+            whole = scorer.score(PROBLEM, steps[:count])
+            assert whole.error_kinds is not None
+            assert session.peek_named([step]) == [(whole.scores[-1], whole.error_kinds[-1])]
+            session.add(step)
+            assert session.error_kinds == whole.error_kinds
+        session.undo()
+        assert session.error_kinds == scorer.score(PROBLEM, steps[:-1]).error_kinds
 
 
 def test_first_error_alone_is_named_where_later_scores_say_nothing(

@@ -202,7 +202,7 @@ def compare(
         rows = reference.run(encoded.ids, encoded.reads)
         if not np.isfinite(rows).all():
             raise ProofError(
-                f"torch itself returns numbers that are not finite for {text.problem[:40]!r}; "
+                f"torch itself returns logits that are not finite for {text.problem[:40]!r}; "
                 "the checkpoint is damaged"
             )
         expected.append((text, rows))

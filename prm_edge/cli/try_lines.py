@@ -106,6 +106,7 @@ def _summary(session: Session) -> str:
 def _as_data(session: Session, scorer: Scorer, problem: str, steps: list[str]) -> dict[str, object]:
     from prm_edge.jobs import rounded
 
+    kinds = session.error_kinds
     return {
         "problem": problem,
         "steps": steps,
@@ -113,7 +114,7 @@ def _as_data(session: Session, scorer: Scorer, problem: str, steps: list[str]) -
         "verdict": session.verdict,
         "first_error": session.first_error,
         "threshold": scorer.threshold,
-        **({} if session.error_kinds is None else {"error_kinds": list(session.error_kinds)}),
+        **({} if kinds is None else {"error_kinds": list(kinds)}),
         "n_tokens": session.n_tokens,
         "package": scorer.package.short,
         "variant": scorer.variant,

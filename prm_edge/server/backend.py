@@ -145,6 +145,7 @@ class Backend:
 
     def session_state(self, session: Session) -> Answer:
         """Where a session stands."""
+        kinds = session.error_kinds
         return {
             "scores": [rounded(score) for score in session.scores],
             "verdict": session.verdict,
@@ -152,7 +153,7 @@ class Backend:
             "threshold": self._scorer.threshold,
             "n_tokens": session.n_tokens,
             "incremental": session.incremental,
-            **({} if session.error_kinds is None else {"error_kinds": list(session.error_kinds)}),
+            **({} if kinds is None else {"error_kinds": list(kinds)}),
             **self.about,
         }
 
