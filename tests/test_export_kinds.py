@@ -21,6 +21,7 @@ import torch
 from checkpoints import KINDS, name_kinds
 from int8_packages import SOLUTIONS, VERIFIED, export_int8, write_texts
 from torch_reference import torch_kinds, torch_scores
+from transformers import Qwen2Model
 
 from prm_edge_export import graph, proof
 from prm_edge_export.checkpoint import Checkpoint
@@ -122,6 +123,22 @@ def test_kinds_are_torchs(make: Callable[..., Path], bias: bool, tmp_path: Path)
     assert result.error_kinds == tuple(
         kind if score < 0.5 else None for kind, score in zip(likeliest, scores, strict=True)
     )
+
+
+def test_head_of_two_layers_has_one_that_names_beside_it(tmp_path: Path) -> None:
+    """Both read the final norm: what names errors is not behind the first one's first layer."""
+    checkpoint = checkpoints.qwen_prm(tmp_path / "tiny")
+    linear = name_kinds(checkpoint, bias=True)
+    export_kinds(checkpoint, tmp_path / "p", separator=None)
+    with Scorer.load(tmp_path / "p", threads=1) as scorer:
+        kinds = scorer.score(PROBLEM, STEPS).kinds
+        encoded = scorer._encoder.encode(PROBLEM, STEPS)
+    backbone = Qwen2Model.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        hidden = backbone(input_ids=torch.from_numpy(encoded.ids)[None]).last_hidden_state
+        outputs = linear(hidden[0, encoded.reads])[:, 1:]
+    assert kinds is not None
+    np.testing.assert_allclose(kinds.probabilities, torch.softmax(outputs, -1).numpy(), atol=1e-5)
 
 
 def test_names_without_none_are_all_given(tmp_path: Path) -> None:
