@@ -7,7 +7,7 @@ there is one, else on the CPU, and it says which.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +16,23 @@ from prm_edge_runtime.errors import CheckpointError, DeviceError, ProofError, Un
 from prm_edge_runtime.manifest import TOKENIZER_NAME
 from prm_edge_runtime.package import Package
 
-from . import proof, ranges
+from . import cuda_blocks, gpu_memory, proof, ranges
 from .graph import GRAPH_NAME
 from .half import BF16, FP16, build_half
+from .half_blocks import widen_blocks
+from .pace import paced
 from .package_files import listed_files
-from .plan import Plan
-from .quantization.layers import LayerRunner
-from .quantization.texts import CALIBRATION, refuse_shared
+from .plan import INT4, Plan
+from .quantization.kinds import CUDA_MENU
+from .quantization.layers import LayerRunner, StoredReference
+from .quantization.search import Quantized
+from .quantization.texts import CALIBRATION, Solutions, refuse_shared
 from .ranges import Folds
 from .reference import refuse_unused
 
 GPU: Final = "the graph itself, on this machine's GPU"
 ROUNDED: Final = "a float32 graph on the CPU with the same weights and each node's result rounded"
+# by the precision of activations
 CHECKS: Final = {
     # between two nodes that it computes in float32 onnxruntime does not round: not enough alone
     FP16: f"{ROUNDED} to float16, and the graph itself there",
@@ -41,11 +46,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Half:
-    """What was decided from the measured ranges, and the reference's answers for the proof."""
+    """What was decided from the measured ranges, and the reference's answers for the proof.
+
+    ``form``: the precision of activations, which is the variant's own unless that is int4.
+    """
 
     precision: str
+    form: str
     folds: Folds
-    reference: proof.Reference
+    reference: StoredReference
     report: dict[str, Any]
 
 
@@ -54,7 +63,7 @@ def decide(
 ) -> Half:
     """Measure the model and choose float16, folded where it must be, or bfloat16.
 
-    ``open_choice``: whether the user left the precision open.
+    ``open_choice``: whether the user left the precision open, which int4 does for activations.
 
     Raises:
         CheckpointError: as reading the weights, or when there are no texts to measure on.
@@ -73,20 +82,22 @@ def decide(
     )
     largest, where = max((size, found.worst[at]) for at, size in found.largest.items())
     folds, beyond = ranges.fold(found)
-    precision = plan.options.precision
+    asked = plan.options.precision
+    blocks = asked == INT4
+    form, what = (FP16, "activations") if blocks else (asked, "precision")
     said = f"largest value {largest:.3g} ({where}), float16 holds {ranges.LARGEST:.0f}"
-    if precision == FP16 and beyond:
+    if form == FP16 and beyond:
         reason = f"no folding brings it into float16: {beyond[0]}"
-        if not open_choice:
+        if not (open_choice or blocks):
             raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
-        precision = BF16
-        say(f"precision: bf16 ({said}; {reason})")
-    elif precision == FP16:
-        what = _described(folds) if folds else "nothing needs folding"
-        say(f"precision: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit; {what})")
+        form = BF16
+        say(f"{what}: bf16 ({said}; {reason})")
+    elif form == FP16:
+        how = _described(folds) if folds else "nothing needs folding"
+        say(f"{what}: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit; {how})")
     else:
-        say(f"precision: bf16, as asked ({said})")
-    folds = folds if precision == FP16 else Folds()
+        say(f"{what}: bf16, as asked ({said})")
+    folds = folds if form == FP16 else Folds()
     report = {
         "largest": largest,
         "where": where,
@@ -103,7 +114,8 @@ def decide(
         },
         "calibration_texts": digest,
     }
-    return Half(precision=precision, folds=folds, reference=reference, report=report)
+    precision = INT4 if blocks else form
+    return Half(precision=precision, form=form, folds=folds, reference=reference, report=report)
 
 
 def _records(plan: Plan, texts: Sequence[proof.Text]) -> tuple[list[Any], str]:
@@ -128,21 +140,32 @@ def _described(folds: Folds) -> str:
     return f"folded, exactly: {', '.join(parts)}"
 
 
-def build(plan: Plan, half: Half, folder: Path, say: Say) -> None:
-    """Write the variant's graph.
+def build(
+    plan: Plan, half: Half, folder: Path, solutions: Solutions | None, say: Say
+) -> Quantized | None:
+    """Write the variant's graph; what was chosen, where there was a choice of linears.
 
     Raises:
         CheckpointError, UnsupportedError: as :func:`.half.build_half`.
     """
-    _build(
-        plan,
-        half,
-        folder,
-        lambda done, total: say(f"graph: layer {done} of {total}"),
-        widened=False,
-    )
+    quantized = None
+    if half.precision == INT4:
+        assert solutions is not None  # every calibrated precision that plans has them
+        quantized = cuda_blocks.build_within_target(
+            plan,
+            solutions,
+            half.reference,
+            folder,
+            form=half.form,
+            folds=half.folds,
+            say=say,
+            progress=paced("calibration", say),
+        )
+    else:
+        _build(plan, half, folder, paced("graph", say), widened=False)
     for name in refuse_unused(plan.checkpoint.tensors):
         say(f"not needed for scores: {name}")
+    return quantized
 
 
 def _build(
@@ -154,12 +177,44 @@ def _build(
         plan.head,
         plan.checkpoint.tensors,
         folder,
-        precision=half.precision,
+        precision=half.form,
         folds=half.folds,
         max_tokens=plan.max_tokens,
         widened=widened,
         progress=progress,
     )
+
+
+def _widen(plan: Plan, half: Half, packaged: Path, folder: Path) -> None:
+    """Write the float32 graph that the variant is checked with."""
+    if half.precision != INT4:
+        _build(plan, half, folder, lambda done, total: None, widened=True)
+        return
+    assert plan.decoder is not None  # as in decide
+    widen_blocks(
+        plan.decoder,
+        plan.head,
+        plan.checkpoint.tensors,
+        packaged,
+        folder,
+        form=half.form,
+        folds=half.folds,
+        max_tokens=plan.max_tokens,
+    )
+
+
+def report(plan: Plan, half: Half, quantized: Quantized | None, say: Say) -> dict[str, Any]:
+    """What a report has of a GPU besides: measured ranges, estimated memory, which is also said."""
+    assert plan.decoder is not None  # as in decide
+    share = None if quantized is None else quantized.report["shares"][CUDA_MENU.kinds[0]]
+    needs = gpu_memory.estimate(
+        plan.decoder,
+        half.precision,
+        tokens=min(plan.max_tokens, gpu_memory.USUAL_TOKENS),
+        first_share=share,
+    )
+    say(needs.line())
+    return {"ranges": half.report, "gpu_memory": {**asdict(needs), "total": needs.total}}
 
 
 def open_for_proof(
@@ -176,12 +231,12 @@ def open_for_proof(
             return Scorer.from_package(package, variant), GPU
         except DeviceError as error:
             say(f"no GPU to prove it on: {error}")
-    _build(plan, half, scratch, lambda done, total: None, widened=True)
+    _widen(plan, half, package.path(variant.graph).parent, scratch)
     (scratch / TOKENIZER_NAME).write_bytes(plan.files.raw)
     listed = replace(package.manifest, files=listed_files(scratch))
     rounded = replace(variant, device="cpu", graph=GRAPH_NAME)
     rounding = replace(package, root=scratch, manifest=listed)
-    return Scorer.from_package(rounding, rounded), CHECKS[half.precision]
+    return Scorer.from_package(rounding, rounded), CHECKS[half.form]
 
 
 def check_itself(
@@ -192,13 +247,13 @@ def check_itself(
     Raises:
         ProofError: over budget.
     """
-    if half.precision != FP16:
+    if half.form != FP16:
         return {}
     variant = replace(package.manifest.variants[0], device="cpu")
     with Scorer.from_package(package, variant) as scorer:
         results = proof.compare(scorer, plan.encoder, half.reference, texts)
         figures = proof.measure(results, scorer.threshold)
-    over = proof.check_budget(figures, results, FP16)
+    over = proof.check_budget(figures, results, half.precision)
     if over is not None and not plan.options.allow_drift:
         raise ProofError(f"run on the CPU, the graph itself is {over}\nnothing was written")
     return {"on_cpu_max_abs_dp": float(figures["max_abs_dp"])}

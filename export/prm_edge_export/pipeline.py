@@ -167,7 +167,7 @@ def _write(
         if over is not None and quantized is not None:
             over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
-            exact = "" if quantized is None else "; --precision fp32 is exact"
+            exact = "; --precision fp32 is exact" if quantized and half is None else ""
             raise ProofError(
                 f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
             )
@@ -192,7 +192,7 @@ def _write(
             "parameters": _parameters(plan),
         },
         **({} if quantized is None else {"plan": quantized.report}),
-        **({} if half is None else {"ranges": half.report}),
+        **({} if half is None else cuda_target.report(plan, half, quantized, say)),
     }
     _write_small_files(plan, writer, proof.self_test_cases(results), report)
     variant = replace(manifest.variants[0], proof=summary)
@@ -237,7 +237,7 @@ def _preflight(plan: Plan, folder: Path, records: Records, say: Say) -> None:
     planned = records.solutions.search if records.solutions else []
     needs = preflight.estimate(
         plan.decoder,
-        plan.options.precision,
+        plan.options.variant,
         preflight.lengths(
             [len(record.ids) for record in (*fitted, *planned, *records.proof)],
             [len(record.ids) for record in fitted],
@@ -253,8 +253,7 @@ def _build(
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
     if half is not None:
-        cuda_target.build(plan, half, folder, say)
-        return half.reference, None
+        return half.reference, cuda_target.build(plan, half, folder, records.solutions, say)
     tensors = plan.checkpoint.tensors
     if records.solutions is not None and plan.decoder is not None:
         quantized = build_within_target(

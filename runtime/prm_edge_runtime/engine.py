@@ -114,7 +114,13 @@ def open_engine(
         DeviceError, EngineError: see :func:`.ort.open_session`.
         PackageFormatError: when the graph's inputs or outputs are not the contract's.
     """
-    session = open_session(graph, device=variant.device, threads=threads, options=options)
+    session = open_session(
+        graph,
+        device=variant.device,
+        threads=threads,
+        options=options,
+        precision=variant.precision,
+    )
     if variant.interface == "decoder":
         place = Place(device=variant.device, options=options or CudaOptions())
         return DecoderEngine(
