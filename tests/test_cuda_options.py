@@ -83,7 +83,10 @@ def test_options_come_from_the_argument_or_the_variable(monkeypatch: pytest.Monk
     ("text", "match"),
     [
         ("gpu", "PRM_EDGE_CUDA must be a list as in gpu=1.*got 'gpu'"),
-        ("gpus=1", "of gpu, memory_limit_mb, arena, stream, copy_on_stream, fused_int4; got 'gpus"),
+        (
+            "gpus=1",
+            "of gpu, memory_limit_mb, arena, stream, copy_on_stream, fused_int4, graphs; got 'gpus",
+        ),
         ("gpu=1,gpu=2", "got 'gpu=2'"),
         ("gpu=-1", "PRM_EDGE_CUDA: gpu must be a whole number, got '-1'"),
         ("gpu=\u0663", "gpu must be a whole number"),

@@ -40,7 +40,8 @@ class CudaOptions:
     ``doubling`` takes ever larger pieces. ``stream``: address of a CUDA stream of yours to compute
     on; None for its own. ``copy_on_stream``: whether copies wait for what is computed on it.
     ``fused_int4``: whether int4 weights are multiplied as they are; their memory then does not
-    count for ``memory_limit_mb``.
+    count for ``memory_limit_mb``. ``graphs``: whether short session steps are replayed as CUDA
+    graphs (see :mod:`.step_graphs`); never run on a GPU yet, so off.
     """
 
     gpu: int = 0
@@ -49,6 +50,7 @@ class CudaOptions:
     stream: int | None = None
     copy_on_stream: bool = True
     fused_int4: bool = True
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, value, smallest, largest, none in (
@@ -69,10 +71,16 @@ class CudaOptions:
                 )
         if self.arena not in ARENAS:
             raise ConfigError(f"arena must be one of {', '.join(ARENAS)}; got {self.arena!r}")
-        for name in ("copy_on_stream", "fused_int4"):
+        for name in ("copy_on_stream", "fused_int4", "graphs"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigError(f"{name} must be True or False; got {repr(value)[:40]}")
+
+        if self.graphs and self.stream is not None:
+            raise ConfigError(
+                "graphs are captured on a stream of onnxruntime's own, got stream "
+                f"{self.stream}: leave one of the two out"
+            )
 
     def provider_options(self, version: str) -> dict[str, str]:
         """What the CUDA provider of this onnxruntime takes."""
@@ -88,6 +96,8 @@ class CudaOptions:
             options["gpu_mem_limit"] = str(self.memory_limit_mb * 1_000_000)
         if self.stream is not None:
             options["user_compute_stream"] = str(self.stream)
+        if self.graphs:
+            options["enable_cuda_graph"] = "1"
         return options
 
     def session_options(self, precision: str) -> dict[str, str]:

@@ -167,6 +167,7 @@ class Scorer:
             logits=package.manifest.recipe.logits,
             threads=ort.thread_count(threads),
             options=cuda_options(cuda),
+            max_tokens=package.manifest.max_tokens,
         )
         # who names a package knows what it is for; who takes the default may not
         domain = embedded_domain(package) if source == EMBEDDED and not force else None
