@@ -113,6 +113,18 @@ def test_little_is_padding_on_cuda() -> None:
     assert padded < 0.02 * given_tokens
 
 
+def test_best_of_16_runs_its_problem_once_on_cuda() -> None:
+    prompt = list(range(400))
+    batch = [encoded(prompt, [1000 + 200 * n + at for at in range(120)]) for n in range(16)]
+    (group,) = plan(batch, limits=LIMITS["cuda"])
+    assert not group.padded
+    assert sorted(group.indices) == list(range(16))
+    run = sum(
+        len(batch[index].ids) - (0 if at == 0 else 400) for at, index in enumerate(group.indices)
+    )
+    assert run == 400 + 16 * 120  # 0.28 of what they are one by one
+
+
 def test_plan_shares_no_less_than_a_run_costs() -> None:
     shared = list(range(100, 100 + RUN_COST))
     (group,) = plan([encoded(shared, [1]), encoded(shared, [2])])
