@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from int8_packages import SOLUTIONS, VERIFIED, write_texts
 from torch_reference import torch_scores
 
-from prm_edge_export import cuda_target, ranges
+from prm_edge_export import cuda_target, preflight, proof, ranges
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.half import FORMATS, Format, HalfBuilder, build_half
@@ -33,12 +34,14 @@ from prm_edge_runtime.errors import (
     ConfigError,
     DeviceError,
     EngineError,
+    ExportError,
     ProofError,
     UnsupportedError,
     VariantError,
 )
 from prm_edge_runtime.package import open_package
 
+NO_FOLDS: dict[str, Any] = {"embedding": 0, **{part: {} for part in ranges.FOLDED}}
 PROBLEM, STEPS = VERIFIED[0]["problem"], VERIFIED[0]["steps"]
 BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
@@ -94,14 +97,9 @@ def test_package_has_every_variant(package: Path) -> None:
 def test_graph_is_half_and_its_head_is_not(package: Path, precision: str) -> None:
     found = types(package, f"cuda-{precision}")
     element = FORMATS[precision].element
-    for name in (
-        "embedding",
-        "model.layers.0.mlp.down_proj.weight",
-        "cos",
-        "layer.1.mlp_norm.gain",
-    ):
+    for name in ("embedding", "model.layers.0.mlp.down_proj.weight", "cos"):
         assert found[name] == element, name
-    for name in ("head.0.weight", "final_norm.gain"):
+    for name in ("head.0.weight", "final_norm.gain", "layer.1.mlp_norm.gain"):
         assert found[name] == onnx.TensorProto.FLOAT, name
     variant = open_package(package).variant(f"cuda-{precision}")
     model = onnx.load(package / variant.graph, load_external_data=False)
@@ -124,7 +122,7 @@ def test_fp16_is_close_to_torch(make: Callable[..., Path], tmp_path: Path) -> No
     report = export_half(folder, tmp_path / "p", trust_tokenizer_file=True)
     assert report["variant"] == "cuda-fp16"
     assert report["proof"]["checked"] == cuda_target.CHECKS["fp16"]
-    assert report["ranges"]["folds"] == {"stream": 0, "values": {}, "products": {}}
+    assert report["ranges"]["folds"] == NO_FOLDS
     assert 0 < report["ranges"]["largest"] < 100
     with Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16") as scorer:
         ours = scorer.score(PROBLEM, STEPS).scores
@@ -196,10 +194,12 @@ def test_bf16_check_loses_what_torchs_bfloat16_does(package: Path, checkpoint: P
 
 def test_report_says_what_was_measured(package: Path) -> None:
     report = json.loads((package / "cuda-fp16/report.json").read_text())
-    assert set(report["ranges"]["by_part"]) == {
-        ranges.STREAM, ranges.VALUES, ranges.PRODUCT, ranges.FIXED,
-    }  # fmt: skip
-    assert report["ranges"]["largest"] == max(report["ranges"]["by_part"].values())
+    by_part = report["ranges"]["by_part"]
+    assert set(by_part) == set(ranges.PARTS)
+    assert report["ranges"]["largest"] == max(
+        size for part, size in by_part.items() if part != ranges.STREAM
+    )
+    assert report["ranges"]["largest_weight"]["size"] > 0
     assert len(report["ranges"]["calibration_texts"]) == 64
     assert "speed" not in report
 
@@ -227,17 +227,16 @@ def plant(source: Path, target: Path, factors: dict[str, float]) -> Path:
 
 BIG = 2.0**15
 PLANTED: dict[str, dict[str, float]] = {
-    "products": {
+    ranges.PRODUCT: {
         "0.mlp.up_proj.weight": BIG, "0.mlp.up_proj.bias": BIG, "0.mlp.down_proj.weight": 1 / BIG,
     },
-    "values": {
+    ranges.VALUES: {
         "1.self_attn.v_proj.weight": BIG, "1.self_attn.v_proj.bias": BIG,
         "1.self_attn.o_proj.weight": 1 / BIG,
     },
-    "stream": {
-        "embed_tokens.weight": BIG, "o_proj.weight": BIG, "o_proj.bias": BIG,
-        "down_proj.weight": BIG, "down_proj.bias": BIG,
-    },
+    # the stream becomes large, and the norm behind it makes up for that
+    ranges.ATTENTION: {"0.self_attn.o_proj.weight": BIG, "0.self_attn.o_proj.bias": BIG},
+    ranges.MLP: {"1.mlp.down_proj.weight": BIG, "1.mlp.down_proj.bias": BIG},
 }  # fmt: skip
 
 
@@ -247,10 +246,12 @@ def test_fp16_folds_what_would_overflow(what: str, checkpoint: Path, tmp_path: P
     report = export_half(planted, tmp_path / "p")
     assert report["variant"] == "cuda-fp16"
     folds = report["ranges"]["folds"]
-    assert bool(folds[what])
-    assert not any(folds[other] for other in folds if other != what)
+    assert [part for part, bits in folds.items() if bits] == [what]
     assert report["ranges"]["largest"] > ranges.LIMIT
-    assert any(line.startswith("precision: fp16") and "folded" in line for line in report["lines"])
+    assert any(
+        line.startswith("precision: fp16") and f"folded, exactly: {what} in 1 layer by" in line
+        for line in report["lines"]
+    )
     with Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16", self_test=True) as scorer:
         ours = scorer.score(PROBLEM, STEPS).scores
     np.testing.assert_allclose(ours, torch_scores(planted, PROBLEM, STEPS, "\n"), atol=5e-3)
@@ -261,10 +262,21 @@ def test_fp16_without_folds_would_fail(
     what: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = plant(checkpoint, tmp_path / "planted", PLANTED[what])
-    monkeypatch.setattr(ranges, "fold", lambda found: (Folds(), []))
+    monkeypatch.setattr(ranges, "fold", lambda found: (Folds(), [], []))
     with pytest.raises((ProofError, EngineError, UnsupportedError), match=r"fp16|finite|float16"):
         export_half(planted, tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+def test_fp16_leaves_a_large_stream_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """What is added to it fits; the sum does not, and is float32."""
+    names = ("embed_tokens.weight", "o_proj.weight", "o_proj.bias", "down_proj.weight",
+             "down_proj.bias")  # fmt: skip
+    planted = plant(checkpoint, tmp_path / "planted", dict.fromkeys(names, 7000.0))
+    report = export_half(planted, tmp_path / "p")
+    assert report["variant"] == "cuda-fp16"
+    assert report["ranges"]["by_part"][ranges.STREAM] > 1.5 * ranges.LIMIT
+    assert report["ranges"]["folds"] == NO_FOLDS
 
 
 GATED = {"0.mlp.gate_proj.weight": BIG, "0.mlp.gate_proj.bias": BIG, "0.mlp.down_proj.weight": 1e-5}
@@ -275,21 +287,112 @@ def test_bf16_is_chosen_where_no_fold_helps(checkpoint: Path, tmp_path: Path) ->
     report = export_half(planted, tmp_path / "p", allow_drift=True)
     assert report["variant"] == "cuda-bf16"
     said = next(line for line in report["lines"] if line.startswith("precision"))
+    assert said in report["decisions"]
     assert "precision: bf16 (largest value" in said
     assert "no folding brings it into float16: model.layers.0.mlp." in said
-    assert report["ranges"]["folds"] == {"stream": 0, "values": {}, "products": {}}
+    assert report["ranges"]["folds"] == NO_FOLDS
     with pytest.raises(UnsupportedError, match=r"largest value .*; no folding .*--precision bf16$"):
         export_half(planted, tmp_path / "q", precision="fp16")
     assert not (tmp_path / "q").exists()
 
 
-def test_fp16_refuses_a_weight_beyond_its_range(checkpoint: Path, tmp_path: Path) -> None:
-    tensors = checkpoints.read_tensors(checkpoint)
+# name -> one weight of it that is planted, the fold that it takes; None where bfloat16 is taken
+OUTLIERS: dict[str, tuple[float, dict[str, Any] | None]] = {
+    "embed_tokens.weight": (1e5, {"embedding": 1}),  # of a token that no text has
+    "layers.0.self_attn.v_proj.weight": (1e5, {ranges.VALUES: {0: 1}}),
+    "layers.1.self_attn.o_proj.weight": (1e5, {ranges.ATTENTION: {1: 1}}),
+    "layers.0.mlp.up_proj.weight": (2e5, {ranges.PRODUCT: {0: 2}}),
+    "layers.1.mlp.down_proj.weight": (-1e5, {ranges.MLP: {1: 1}}),
+    "layers.1.mlp.down_proj.bias": (-1e5, {ranges.MLP: {1: 3}}),  # also as a value, with headroom
+    "layers.0.self_attn.q_proj.weight": (1e5, None),
+    "layers.1.mlp.gate_proj.weight": (1e5, None),
+    "layers.0.self_attn.k_proj.bias": (1e5, None),
+    # more bits than any fold takes
+    "layers.0.mlp.down_proj.weight": (1e9, None),
+    "layers.1.mlp.up_proj.weight": (1e12, None),
+}
+
+
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_a_weight_beyond_float16_is_folded_or_bf16_is_taken(
+    name: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The row or column that meets the weight is zero: no score shows it, and all must hold it."""
+    size, folds = OUTLIERS[name]
     planted = plant(checkpoint, tmp_path / "planted", {"norm.weight": 1.0})
-    tensors["model.embed_tokens.weight"][1] = 1e5  # of a token that no text has
+    tensors = checkpoints.read_tensors(checkpoint)
+    silence(tensors, f"model.{name}")
+    tensors[f"model.{name}"].view(-1)[0] = size
     checkpoints.write_shards(planted, tensors)
-    with pytest.raises(UnsupportedError, match=r"embedding holds the weight 1e\+05, .*bf16"):
-        export_half(planted, tmp_path / "p")
+    report = export_half(planted, tmp_path / "p", allow_drift=folds is None)
+    said = next(line for line in report["lines"] if line.startswith("precision"))
+    assert f"largest weight {abs(size):.3g} (model.{name})" in said
+    if folds is None:
+        assert report["variant"] == "cuda-bf16"
+        assert f"model.{name.rpartition('.')[0]}" in said.split("float16 holds 65504; ")[1]
+        return
+    assert report["variant"] == "cuda-fp16"
+    assert report["ranges"]["folds"] == NO_FOLDS | folds
+    assert "folded, exactly" in said
+    ours = Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16").score(PROBLEM, STEPS)
+    np.testing.assert_allclose(ours.scores, torch_scores(planted, PROBLEM, STEPS, "\n"), atol=5e-3)
+
+
+def silence(tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Make what the first weight of a tensor is multiplied with, or gives, count for nothing."""
+    layer = name.rsplit(".", 3)[0]
+    if name.endswith("bias"):
+        return
+    if "o_proj" in name:  # the value that it multiplies
+        tensors[f"{layer}.self_attn.v_proj.weight"][0] = 0
+        tensors[f"{layer}.self_attn.v_proj.bias"][0] = 0
+    elif "down_proj" in name:
+        tensors[f"{layer}.mlp.up_proj.weight"][0] = 0
+        tensors[f"{layer}.mlp.up_proj.bias"][0] = 0
+    elif "embed" not in name:
+        norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
+        tensors[f"{layer}.{norm}.weight"][0] = 0
+
+
+def test_bf16_is_taken_where_a_fold_would_not_be_exact(checkpoint: Path, tmp_path: Path) -> None:
+    """One weight needs 11 bits, which every other weight of its tensor is too small for."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    planted = plant(checkpoint, tmp_path / "planted", {name: 1 / 64})
+    tensors = checkpoints.read_tensors(planted)
+    silence(tensors, name)
+    tensors[name][0, 0] = 1e8
+    checkpoints.write_shards(planted, tensors)
+    report = export_half(planted, tmp_path / "p", allow_drift=True)
+    assert report["variant"] == "cuda-bf16"
+    said = next(line for line in report["lines"] if line.startswith("precision"))
+    assert f"folded by 2^-11, {name} would lose" in said
+    # as asked, the proof decides
+    report = export_half(planted, tmp_path / "q", precision="fp16")
+    assert report["ranges"]["folds"][ranges.MLP] == {0: 11}
+
+
+def test_fp16_as_asked_refuses_a_weight_that_no_fold_reaches(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.gate_proj.weight"
+    planted = plant(checkpoint, tmp_path / "planted", {"norm.weight": 1.0})
+    tensors = checkpoints.read_tensors(checkpoint)
+    silence(tensors, name)
+    tensors[name][0, 0] = -1e5
+    checkpoints.write_shards(planted, tensors)
+    with pytest.raises(
+        UnsupportedError, match=r"gate_proj\.weight holds 1e\+05; use --prec.*bf16$"
+    ):
+        export_half(planted, tmp_path / "p", precision="fp16")
+
+
+def test_build_refuses_a_weight_that_was_not_folded(opened: Any, tmp_path: Path) -> None:
+    config, head = read_config(opened.config), find_head(opened.tensors)
+    assert head is not None
+    folds = Folds(parts={ranges.VALUES: {0: -40}})
+    with pytest.raises(UnsupportedError, match=r"v_proj.* holds the weight .*use --precision bf16"):
+        build_half(config, head, opened.tensors, tmp_path, precision="fp16", folds=folds,
+                   max_tokens=64)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -324,20 +427,19 @@ BITS = st.integers(0, 12)
 
 
 @settings(max_examples=8, deadline=None)
-@given(stream=BITS, values=st.dictionaries(st.integers(0, 1), BITS),
-       products=st.dictionaries(st.integers(0, 1), BITS))  # fmt: skip
+@given(
+    embedding=BITS,
+    parts=st.dictionaries(st.sampled_from(ranges.FOLDED), st.dictionaries(st.integers(0, 1), BITS)),
+)
 def test_folds_are_exact(
-    stream: int,
-    values: dict[int, int],
-    products: dict[int, int],
+    embedding: int,
+    parts: dict[str, dict[int, int]],
     opened: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     root = tmp_path_factory.mktemp("folds")
     plain = build_fp32(opened, root / "plain", Folds())
-    folded = build_fp32(
-        opened, root / "folded", Folds(stream=stream, values=values, products=products)
-    )
+    folded = build_fp32(opened, root / "folded", Folds(embedding=embedding, parts=parts))
     assert folded.tobytes() == plain.tobytes()
 
 
@@ -348,20 +450,52 @@ def test_fold_takes_the_fewest_bits() -> None:
     found = Ranges()
     for layer, size in enumerate((1.0, ranges.LIMIT, ranges.LIMIT * 1.01, ranges.LIMIT * 4)):
         found.add(layer, ranges.PRODUCT, "p", torch.tensor([-size]))
-        found.add(layer, ranges.STREAM, "s", torch.tensor([size / 4]))
+        found.add(layer, ranges.STREAM, "s", torch.tensor([size * 100]))
     found.add(0, ranges.FIXED, "f", torch.tensor([ranges.LIMIT]))
-    assert fold(found) == (Folds(products={2: 1, 3: 2}), [])
+    folds, beyond, faint = fold(found)
+    assert folds.parts[ranges.PRODUCT] == {2: 1, 3: 2}
+    assert (beyond, faint) == ([], [])
+    assert not any(folds.parts[part] for part in ranges.FOLDED if part != ranges.PRODUCT)
     found.add(0, ranges.FIXED, "gate", torch.tensor([2 * ranges.LIMIT]))
-    found.add(1, ranges.STREAM, "stream", torch.tensor([ranges.LIMIT * 2.0**13]))
-    folds, beyond = fold(found)
-    assert folds.stream == 13
-    assert beyond == ["stream reaches 1.34e+08", "gate reaches 3.28e+04"]
+    found.add(1, ranges.MLP, "down", torch.tensor([ranges.LIMIT * 2.0**13]))
+    _, beyond, _ = fold(found)
+    assert beyond == ["down reaches 1.34e+08", "gate reaches 3.28e+04"]
+
+
+def test_fold_makes_room_for_weights_that_make_up_for_another_fold() -> None:
+    found = Ranges()
+    found.add(0, ranges.VALUES, "v", torch.tensor([4 * ranges.LIMIT]))
+    found.add_weights(0, ranges.ATTENTION, "o_proj.weight", torch.tensor([[20_000.0, 1.0]]))
+    found.add_weights(0, ranges.ATTENTION, "o_proj.bias", torch.tensor([20_000.0, 1.0]))
+    folds, beyond, faint = fold(found)
+    # 4 * 20,000 / 2 fits; the bias needs no fold and takes the second one
+    assert folds.parts[ranges.VALUES] == {0: 2}
+    assert folds.parts[ranges.ATTENTION] == {0: 1}
+    assert [folds.power(weights) for weights in found.weights] == [1, -1]
+    assert (beyond, faint) == ([], [])
+
+
+def test_fold_says_which_weights_would_become_faint() -> None:
+    torch.manual_seed(0)
+    found = Ranges()
+    usual = torch.randn(50, 50) * 0.02
+    usual[7, 7] = 2.0**27
+    found.add_weights(3, ranges.MLP, "down_proj.weight", usual)
+    folds, beyond, faint = fold(found)
+    assert folds.parts[ranges.MLP] == {3: 12}
+    assert not beyond
+    (text,) = faint
+    assert text.startswith("folded by 2^-12, down_proj.weight would lose 0.")
+    found.weights.clear()
+    usual[7, 7] = 2.0**18
+    found.add_weights(3, ranges.MLP, "down_proj.weight", usual)
+    assert fold(found)[2] == []
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_fold_refuses_what_is_not_finite(value: float) -> None:
     found = Ranges()
-    found.add(0, ranges.STREAM, "there", torch.tensor([value, 1.0]))
+    found.add(0, ranges.VALUES, "there", torch.tensor([value, 1.0]))
     assert len(fold(found)[1]) == 1
 
 
@@ -404,6 +538,55 @@ def _llama_config() -> dict[str, Any]:
     from transformers import LlamaConfig
 
     return {**LlamaConfig(**checkpoints.sizes(8)).to_dict(), "model_type": "llama"}
+
+
+def test_what_it_takes_is_said_before_anything_runs(checkpoint: Path, tmp_path: Path) -> None:
+    lines = export_half(checkpoint, tmp_path / "p")["lines"]
+    (needs,) = [line for line in lines if line.startswith("needs about")]
+    first = next(line for line in lines if line.startswith("ranges and reference"))
+    assert lines.index(needs) < lines.index(first)
+
+
+def test_memory_that_is_not_there_is_refused_before_anything_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(cuda_target, "decide", None)  # would raise, were it called
+    with pytest.raises(ExportError, match=r"needs about 0\.\d GB of memory and 0\.1 GB are avail"):
+        export_half(checkpoint, tmp_path / "p")
+    monkeypatch.undo()
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100_000_000)
+    report = export_half(checkpoint, tmp_path / "p", ignore_limits=True)
+    assert report["variant"] == "cuda-fp16"
+
+
+def test_a_variant_that_is_there_is_refused_before_anything_runs(
+    package: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_target, "decide", None)
+    for precision in ("auto", "fp16", "bf16"):
+        name = "cuda-bf16" if precision == "bf16" else "cuda-fp16"
+        with pytest.raises(ExportError, match=f"has a variant '{name}' already"):
+            export_half(checkpoint, package, add=True, precision=precision)
+
+
+def test_bf16_that_was_chosen_is_proven_like_bf16_that_was_asked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"fp16": ("verification.jsonl",), "bf16": ("search.jsonl",)}
+    for precision, names in texts.items():
+        budget = replace(proof.BUDGETS[precision], texts=names)
+        monkeypatch.setitem(proof.BUDGETS, precision, budget)
+    planted = plant(checkpoint, tmp_path / "planted", GATED)
+    chosen = export_half(planted, tmp_path / "p", verify=None, allow_drift=True)
+    asked = export_half(planted, tmp_path / "q", verify=None, allow_drift=True, precision="bf16")
+    assert chosen["variant"] == asked["variant"] == "cuda-bf16"
+    assert chosen["proof"] == asked["proof"]
+    assert chosen["provenance"] == asked["provenance"]
+    assert any(line.startswith("precision: bf16 (") for line in chosen["decisions"])
+    assert any(line.startswith("precision: bf16, as asked (") for line in asked["decisions"])
+    graphs = [out / "cuda-bf16" / GRAPH_NAME for out in (tmp_path / "p", tmp_path / "q")]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
 
 
 # --- what is refused

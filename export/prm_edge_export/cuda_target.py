@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime import Scorer, ort
+from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.errors import CheckpointError, DeviceError, ProofError, UnsupportedError
 from prm_edge_runtime.manifest import TOKENIZER_NAME
 from prm_edge_runtime.package import Package
@@ -38,10 +39,16 @@ CHECKS: Final = {
     FP16: f"{ROUNDED} to float16, and the graph itself there",
     BF16: f"{ROUNDED} to bfloat16",
 }
-# of disk for each parameter: the graph, and the one that it is checked with
-BYTES: Final = {FP16: 6, BF16: 6}
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Worked solutions that the ranges are measured on, encoded, and the hash of their texts."""
+
+    records: list[Encoded]
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,72 +60,112 @@ class Half:
 
     precision: str
     form: str
+    reason: str
     folds: Folds
     reference: StoredReference
     report: dict[str, Any]
 
 
 def decide(
-    plan: Plan, texts: Sequence[proof.Text], scratch: Path, *, open_choice: bool, say: Say
+    plan: Plan,
+    measured: Measured,
+    proven: Sequence[Encoded],
+    scratch: Path,
+    *,
+    open_choice: bool,
+    say: Say,
 ) -> Half:
     """Measure the model and choose float16, folded where it must be, or bfloat16.
 
-    ``open_choice``: whether the user left the precision open, which int4 does for activations.
+    ``proven``: the records of the proof. ``open_choice``: whether the user left the precision open,
+    as int4 does that of activations.
 
     Raises:
-        CheckpointError: as reading the weights, or when there are no texts to measure on.
-        UnsupportedError: when float16 was asked for and cannot hold the values.
+        CheckpointError: as reading the weights.
+        UnsupportedError: when float16 was asked for and cannot hold values or weights.
     """
     assert plan.decoder is not None  # the plan refused every other backend
-    measured, digest = _records(plan, texts)
-    proven = [plan.encoder.encode(text.problem, text.steps) for text in texts]
-    proven = [record for record in proven if len(record.ids) <= plan.max_tokens]
     found, reference = ranges.measure(
         LayerRunner(plan.decoder, plan.head, plan.checkpoint.tensors, scratch=scratch),
         plan.decoder,
-        [*measured, *proven],
-        len(measured),
-        lambda done, total: say(f"ranges and reference: layer {done} of {total}"),
+        plan.checkpoint.tensors,
+        [*measured.records, *proven],
+        len(measured.records),
+        paced("ranges and reference", say),
     )
-    largest, where = max((size, found.worst[at]) for at, size in found.largest.items())
-    folds, beyond = ranges.fold(found)
-    asked = plan.options.precision
-    blocks = asked == INT4
-    form, what = (FP16, "activations") if blocks else (asked, "precision")
-    said = f"largest value {largest:.3g} ({where}), float16 holds {ranges.LARGEST:.0f}"
-    if form == FP16 and beyond:
-        reason = f"no folding brings it into float16: {beyond[0]}"
-        if not (open_choice or blocks):
-            raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
-        form = BF16
-        say(f"{what}: bf16 ({said}; {reason})")
-    elif form == FP16:
-        how = _described(folds) if folds else "nothing needs folding"
-        say(f"{what}: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit; {how})")
-    else:
-        say(f"{what}: bf16, as asked ({said})")
+    folds, beyond, faint = ranges.fold(found)
+    asked, what = plan.options.precision, "precision"
+    if asked == INT4:
+        asked, what, open_choice = FP16, "activations", True
+    form, reason = _chosen(asked, found, folds, beyond, faint, open_choice)
+    reason = f"{what}: {reason}"
+    say(reason)
     folds = folds if form == FP16 else Folds()
-    report = {
-        "largest": largest,
-        "where": where,
-        "by_part": {
-            part: max(sizes.values())
-            for part in (ranges.STREAM, ranges.VALUES, ranges.PRODUCT, ranges.FIXED)
-            if (sizes := found.of(part))
-        },
+    return Half(
+        precision=INT4 if plan.options.precision == INT4 else form,
+        form=form,
+        reason=reason,
+        folds=folds,
+        reference=reference,
+        report=_report(found, folds, beyond + faint, measured.digest),
+    )
+
+
+def _chosen(
+    asked: str,
+    found: ranges.Ranges,
+    folds: Folds,
+    beyond: list[str],
+    faint: list[str],
+    open_choice: bool,
+) -> tuple[str, str]:
+    """The precision, and a line that says why."""
+    said = f"{_largest(found)}, float16 holds {ranges.LARGEST:.0f}"
+    if asked != FP16:
+        return BF16, f"bf16, as asked ({said})"
+    if beyond:
+        reason = f"no folding brings it into float16: {beyond[0]}"
+        if not open_choice:
+            raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
+        return BF16, f"bf16 ({said}; {reason})"
+    if faint and open_choice:
+        return BF16, f"bf16 ({said}; {faint[0]})"
+    what = _described(folds) if folds else "nothing needs folding"
+    return FP16, f"fp16 ({said}, {ranges.HEADROOM:g} times as much must fit for values; {what})"
+
+
+def _largest(found: ranges.Ranges) -> str:
+    """The largest value, and the largest weight, of what is held in half precision."""
+    size, at = max((s, at) for at, s in found.largest.items() if at[1] != ranges.STREAM)
+    weight = max(found.weights, key=lambda one: one.largest)
+    return (
+        f"largest value {size:.3g} ({found.worst[at]}), largest weight {weight.largest:.3g} "
+        f"({weight.name})"
+    )
+
+
+def _report(found: ranges.Ranges, folds: Folds, beyond: list[str], digest: str) -> dict[str, Any]:
+    weight = max(found.weights, key=lambda one: one.largest)
+    by_part = {part: max(sizes.values()) for part in ranges.PARTS if (sizes := found.of(part))}
+    return {
+        "largest": max(size for part, size in by_part.items() if part != ranges.STREAM),
+        "by_part": by_part,
+        "largest_weight": {"name": weight.name, "size": weight.largest},
         "beyond_float16": beyond,
         "folds": {
-            "stream": folds.stream,
-            "values": {str(layer): bits for layer, bits in folds.values.items()},
-            "products": {str(layer): bits for layer, bits in folds.products.items()},
+            "embedding": folds.embedding,
+            **{part: dict(folds.parts.get(part, {})) for part in ranges.FOLDED},
         },
         "calibration_texts": digest,
     }
-    precision = INT4 if blocks else form
-    return Half(precision=precision, form=form, folds=folds, reference=reference, report=report)
 
 
-def _records(plan: Plan, texts: Sequence[proof.Text]) -> tuple[list[Any], str]:
+def to_measure(plan: Plan, texts: Sequence[proof.Text]) -> Measured:
+    """The worked solutions to measure on; ``texts``, of the proof, may not be among them.
+
+    Raises:
+        CheckpointError: when they cannot be read, are too long, or are shared with the proof.
+    """
     given, digest = proof.texts_for(plan.recipe, plan.options.calibration, (CALIBRATION,))
     where = str(plan.options.calibration or "the bundled calibration texts")
     refuse_shared(given, texts, where, "the verification texts", "--calibration")
@@ -129,14 +176,16 @@ def _records(plan: Plan, texts: Sequence[proof.Text]) -> tuple[list[Any], str]:
             f"every solution of {where} is longer than the model's {plan.max_tokens} tokens; give "
             "shorter ones with --calibration"
         )
-    return fitting, digest
+    return Measured(records=fitting, digest=digest)
 
 
 def _described(folds: Folds) -> str:
-    parts = [f"the residual stream by 2^-{folds.stream}"] if folds.stream else []
-    for what, bits in (("attention values", folds.values), ("inputs of down_proj", folds.products)):
+    parts = [f"the embedding by 2^-{folds.embedding}"] if folds.embedding else []
+    for part in ranges.FOLDED:
+        bits = folds.parts.get(part)
         if bits:
-            parts.append(f"{what} of {len(bits)} layers by up to 2^-{max(bits.values())}")
+            layers = f"{len(bits)} layer{'s' if len(bits) > 1 else ''}"
+            parts.append(f"{part} in {layers} by up to 2^-{max(bits.values())}")
     return f"folded, exactly: {', '.join(parts)}"
 
 

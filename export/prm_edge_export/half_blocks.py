@@ -20,7 +20,7 @@ from prm_edge_runtime import contract
 
 from .checkpoint import Tensors
 from .graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder, Weight
-from .half import FORMATS, Format, HalfBuilder, Scale, WidenedBuilder
+from .half import FORMATS, Format, HalfBuilder, WidenedBuilder
 from .heads import EMBEDDING, Head
 from .model_config import DecoderConfig
 from .quantization.calibration import Calibration
@@ -116,37 +116,36 @@ class BlocksBuilder(HalfBuilder):
         self._files, self._kinds = stored, kinds
 
     def _embed(self) -> str:
-        """Rows of int8, each with its scale, which float16 might not hold once it is folded.
+        """Rows of int8, each with its scale, in float32 as the stream is.
 
         ::
 
-            input_ids -+-> Gather(int8 (V,H)) -> Cast(float) -+
-                       |                                      * -> Cast(half) -> (B,S,H)
-                       +-> Gather(float scales (V,1)) --------+
+            input_ids -+-> Gather(int8 (V,H)) -> Cast -+
+                       |                               * -> (B,S,H)
+                       +-> Gather(scales (V,1)) -------+
         """
         shape = (self.config.vocab, self.config.hidden)
         scales = np.empty((shape[0], 1), dtype=np.float32)
-        fold = self._scales.get(EMBEDDING, Scale(factor=1.0))
         gain = np.float32(self.config.embedding_scale)
 
         def rounded() -> Iterator[NDArray[np.int8]]:
             start = 0
             for block in self.tensors.row_blocks(EMBEDDING, shape):
-                rows = fold.apply(block * gain)
+                rows = block * gain
                 scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
                 scales[start : start + len(rows)] = scale
                 start += len(rows)
                 yield np.rint(rows / scale).astype(np.int8)
 
-        # past the rounding to half precision, which these are not for
-        values = DecoderBuilder.rows(self, "embedding", shape, np.int8, rounded())
-        table = DecoderBuilder.constant(self, "embedding.scales", scales)
-        ids = contract.INPUT_IDS.name
-        picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
-        floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
-        scale = self.node("Gather", [table, ids], ["embedded.scale"], axis=0)
-        exact = self.node("Mul", [floats, scale], ["embedded.exact"])
-        return self.node("Cast", [exact], ["embedded"], to=self._form.element)
+        with self._in_float32():
+            # past what half precision needs: its own embedding is folded
+            values = DecoderBuilder.rows(self, "embedding", shape, np.int8, rounded())
+            table = self.constant("embedding.scales", scales)
+            ids = contract.INPUT_IDS.name
+            picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
+            floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
+            scale = self.node("Gather", [table, ids], ["embedded.scale"], axis=0)
+            return self.node("Mul", [floats, scale], ["embedded"])
 
     def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         """As MatMulNBits: no zero points and no bias in it, which the fused kernel does without."""
@@ -191,14 +190,11 @@ class WidenedBlocksBuilder(WidenedBuilder):
 
     def _embed(self) -> str:
         shape = (self.config.vocab, self.config.hidden)
-        # folded already: past HalfBuilder's own fold
-        table = DecoderBuilder.rows(
-            self, "embedding", shape, np.float32, map(self._in_half, self._packaged.embedding())
-        )
-        return self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
-
-    def _in_half(self, rows: NDArray[np.float32]) -> NDArray[Any]:
-        return self._stored("embedding", rows)
+        with self._in_float32():
+            table = DecoderBuilder.rows(
+                self, "embedding", shape, np.float32, self._packaged.embedding()
+            )
+            return self.node("Gather", [table, contract.INPUT_IDS.name], ["embedded"], axis=0)
 
     def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         return super()._linear(name, source, lambda: self._packaged.weight(name), bias)

@@ -203,9 +203,9 @@ def _open(
         config = {**config, "session.disable_cpu_ep_fallback": "1"}
         arguments["provider_options"] = [place.options.provider_options(ort.__version__)]
         cuda.preload(ort)
-        missing = cuda.missing_libraries(cuda.wanted_major(ort))
-        if missing:
-            raise DeviceError(f"device {device!r} cannot be had: {cuda.explain(ort, missing)}")
+        problem = cuda.problem(ort)
+        if problem is not None:
+            raise DeviceError(f"device {device!r} cannot be had: {problem}")
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     try:
@@ -219,6 +219,11 @@ def _open(
                 f"device {device!r} was asked for, but onnxruntime {ort.__version__} would run "
                 f"part of {shown} on the CPU: the provider could not start (driver, GPU), or has "
                 "no kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
+            ) from error
+        failure = cuda.failure(str(error)) if device == "cuda" else None
+        if failure is not None:
+            raise DeviceError(
+                f"device 'cuda' (gpu {place.number}) cannot be had: {failure}"
             ) from error
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {shown}: {error}") from error
     actual = session.get_providers()
