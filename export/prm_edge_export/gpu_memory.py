@@ -15,15 +15,18 @@ from .preflight import linear_sizes
 from .quantization.kinds import CUDA_MENU
 
 HALF_BYTES: Final = 2
+FLOAT_BYTES: Final = 4
 # a context, the libraries' kernels, cuBLAS' workspace: about what an empty process holds
 BASE_BYTES: Final = 500_000_000
 USUAL_TOKENS: Final = 2048  # of the longest record, where nobody says otherwise
 # of a weight and its share of a scale in 16 bits, for each 32 weights
 W4_BYTES: Final = 0.5 + HALF_BYTES / 32
 W8_BYTES: Final = 1 + HALF_BYTES / 32
-# values of a token that live at once, in hidden and in intermediate sizes: the stream, what is
-# normed, queries, what attention gives; gate, its activation, up and their product
-STREAMS: Final = 4
+# values of a token that live at once: of the hidden size in float32, the stream, what is added to
+# it, what is normed; in half precision, queries and what attention gives; of the intermediate size,
+# gate, its activation, up and their product
+WIDE: Final = 3
+NARROW: Final = 2
 INNER: Final = 4
 
 
@@ -67,11 +70,12 @@ def estimate(
     linears = config.layers * sum(sizes)
     embedding = config.vocab * config.hidden
     run = min(tokens, LIMITS["cuda"].run_tokens)
-    working = HALF_BYTES * run * (STREAMS * config.hidden + INNER * config.intermediate)
+    narrow = NARROW * config.hidden + INNER * config.intermediate
+    working = run * (FLOAT_BYTES * WIDE * config.hidden + HALF_BYTES * narrow)
     if precision == CUDA_MENU.precision:
         share = CUDA_MENU.least if first_share is None else first_share
         each = share * W4_BYTES + (1 - share) * W8_BYTES
-        weights = int(linears * each) + embedding + 4 * config.vocab
+        weights = int(linears * each) + embedding + FLOAT_BYTES * config.vocab
         # where the fused kernel does not run, the largest weight is widened
         working += HALF_BYTES * max(*sizes[:2], sizes[2] // 2, sizes[3])
     else:
