@@ -14,24 +14,31 @@ from typing import Final
 
 import numpy as np
 import torch
+from gpu_cases import Record, Torch
 from shapes import RandomTensors, Shape
 
 from prm_edge_export.half import BF16, FP16, build_half
 from prm_edge_export.half_blocks import PackagedBlocks, build_blocks
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import INT4, ExportOptions
+from prm_edge_export.proof import load_texts
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.kinds import CUDA_MENU, UNITS, W4, layer_prefix
 from prm_edge_export.quantization.weight_only import FORMS
 from prm_edge_export.quantization.weights import quantize_blocks
 from prm_edge_export.ranges import Folds
+from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.hashing import hash_file
-from prm_edge_runtime.manifest import MANIFEST_NAME, TOKENIZER_NAME, Variant
+from prm_edge_runtime.manifest import MANIFEST_NAME, SELFTEST_NAME, TOKENIZER_NAME, Variant
 from prm_edge_runtime.package import open_package
+from prm_edge_runtime.scoring import scores_from_logits
+from prm_edge_runtime.selftest import TOLERANCE_KEY, Case, dump_cases
 
 TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
 PRECISIONS: Final = (FP16, BF16, INT4)
 MAX_TOKENS: Final = 2048
+CASES: Final = 3
+TOLERANCE: Final = 0.05  # beyond it something is wrong, and no speed counts
 
 
 def some_texts(path: Path, count: int) -> Path:
@@ -97,6 +104,27 @@ def add_variant(package: Path, shape: Shape, precision: str) -> str:
         manifest, variants=(*manifest.variants, variant), files={**manifest.files, **files}
     ))  # fmt: skip
     return name
+
+
+def record_selftest(package: Path, name: str, reference: Torch) -> None:
+    """Store torch's scores of what a variant holds: a load on CUDA compares with them first."""
+    opened = open_package(package, verify="sizes")
+    encoder = RecipeEncoder(opened.read_bytes(TOKENIZER_NAME), opened.manifest.recipe)
+    cases = []
+    for text in load_texts(None)[0][:CASES]:
+        encoded = encoder.encode(text.problem, text.steps)
+        record = Record(
+            problem=text.problem, steps=text.steps, ids=encoded.ids, reads=encoded.reads, prompt=0
+        )
+        scores = scores_from_logits(reference.solution(record), opened.manifest.recipe.score)
+        cases.append(Case(problem=text.problem, steps=text.steps, scores=tuple(map(float, scores))))
+    (package / SELFTEST_NAME).write_bytes(dump_cases(cases))
+    variants = tuple(
+        replace(variant, proof={TOLERANCE_KEY: TOLERANCE}) if variant.name == name else variant
+        for variant in opened.manifest.variants
+    )
+    files = {**opened.manifest.files, SELFTEST_NAME: hash_file(package / SELFTEST_NAME)}
+    _write(package, replace(opened.manifest, variants=variants, files=files))
 
 
 def remove_variant(package: Path, name: str) -> None:

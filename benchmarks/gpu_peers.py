@@ -48,8 +48,10 @@ from gpu_cases import (
 )
 from gpu_package import (
     PRECISIONS,
+    TOLERANCE,
     add_variant,
     empty_package,
+    record_selftest,
     remove_variant,
     vocabulary,
     what_it_holds,
@@ -60,7 +62,6 @@ from prm_edge_runtime import CudaOptions, Scorer
 
 T = TypeVar("T")
 COMPARED: Final = 12
-LARGEST_DP: Final = 0.05  # beyond it something is wrong, and no speed counts
 COLD: Final = """
 import sys, time
 from prm_edge_runtime import Scorer
@@ -141,7 +142,7 @@ def timed(shape: str, scorer: Scorer, given: Cases, reference: Torch, rounds: in
         RuntimeError: when its scores are not torch's.
     """
     largest, _ = largest_dp(scorer, reference, given.many[:COMPARED])
-    if not largest <= LARGEST_DP:
+    if not largest <= TOLERANCE:
         raise RuntimeError(f"scores differ from torch's by up to {largest:.3g}: WRONG, not timed")
     many = [(r.problem, r.steps) for r in given.many]
     best = [r.steps for r in given.best]
@@ -245,9 +246,11 @@ def run_variant(
         held = what_it_holds(package, variant, shape)
         place = device if has_torch(device) else "cpu"
         model = torch_model(shape, held, vocabulary(package), place, torch.float32)
+        reference = Torch(model, place)
+        record_selftest(package, variant, reference)
         with Scorer.load(package, device=device, variant=variant, verify="sizes") as scorer:
             given = cases(scorer)
-            return timed(name, scorer, given, Torch(model, place), rounds), given
+            return timed(name, scorer, given, reference, rounds), given
 
     def graphs() -> float:
         options = CudaOptions(graphs=True)
@@ -378,7 +381,8 @@ def main() -> int:
             "rows": [asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 1 if any("WRONG" in line for line in clock.skipped) else 0
+    wrong = ("WRONG", "SelfTestError")
+    return 1 if any(word in line for line in clock.skipped for word in wrong) else 0
 
 
 if __name__ == "__main__":

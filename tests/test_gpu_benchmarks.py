@@ -37,7 +37,8 @@ def test_packages_made_on_the_spot_score_as_torch(package: Path, precision: str)
     name = gpu_package.add_variant(package, SHAPE, precision)
     held = gpu_package.what_it_holds(package, name, SHAPE)
     model = shapes.torch_model(SHAPE, held, gpu_package.vocabulary(package), "cpu", torch.float32)
-    with Scorer.load(package, device="cpu", variant=name, verify="full") as scorer:
+    gpu_package.record_selftest(package, name, gpu_cases.Torch(model, "cpu"))
+    with Scorer.load(package, device="cpu", variant=name, verify="full", self_test=True) as scorer:
         given = gpu_cases.cases(scorer)
         largest, _ = gpu_cases.largest_dp(scorer, gpu_cases.Torch(model, "cpu"), given.many[:2])
         assert largest < 5e-3

@@ -382,6 +382,35 @@ def test_self_test_fails_where_scores_differ(tiny_package: Path, tmp_path: Path)
         Scorer.load(other, self_test=True)
 
 
+def test_self_test_runs_at_every_load_on_cuda(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph is run by the CPU here; that it is called cuda is what counts."""
+    real = scorer.open_engine
+
+    def on_the_cpu(path: Path, variant: Variant, **options: Any) -> Engine:
+        return real(path, dataclasses.replace(variant, device="cpu"), **options)
+
+    def elsewhere(data: dict[str, Any]) -> None:
+        data["variants"][0]["device"] = "cuda"
+
+    tested: list[str] = []
+    test = Scorer.self_test
+
+    def watched(self: Scorer) -> float:
+        tested.append(self.device)
+        return test(self)
+
+    monkeypatch.setattr(scorer, "open_engine", on_the_cpu)
+    monkeypatch.setattr(Scorer, "self_test", watched)
+    other = copy(tiny_package, tmp_path / "other", elsewhere)
+    assert Scorer.load(other, device="cuda").device == "cuda"
+    assert tested == ["cuda"]
+    Scorer.load(other, device="cuda", self_test=False)
+    Scorer.load(tiny_package)
+    assert tested == ["cuda"]
+
+
 def test_self_test_fails_where_weights_differ(tiny_package: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     shutil.copytree(tiny_package, twin)

@@ -14,7 +14,7 @@ import pytest
 
 from prm_edge_runtime import CudaOptions, Scorer, memory, ort, step_graphs
 from prm_edge_runtime.engine import DecoderEngine, open_engine
-from prm_edge_runtime.errors import ConfigError
+from prm_edge_runtime.errors import ConfigError, SelfTestError
 from prm_edge_runtime.ort import Place, open_session
 from prm_edge_runtime.package import open_package
 from prm_edge_runtime.session import add_many
@@ -180,6 +180,18 @@ def test_no_more_graphs_than_a_session_can_hold(
     for n in (8, 16, 8):
         engine.extend(cache, 20, ids[20 : 20 + n], np.array([n - 1]))
     assert replayed == [(8, 8), (8, 8)]
+
+
+def test_self_test_replays_steps_too(
+    tiny_package: Path, replayed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of(tiny_package)
+    assert scorer.self_test() < 1e-4
+    assert len(replayed) > 3
+    real = StepGraph.run
+    monkeypatch.setattr(StepGraph, "run", lambda *args: real(*args) + np.float32([[1, 0]]))
+    with pytest.raises(SelfTestError, match="this machine does not reproduce the model"):
+        scorer.self_test()
 
 
 # --- what onnxruntime is told

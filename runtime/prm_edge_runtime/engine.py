@@ -173,6 +173,11 @@ class DecoderEngine:
             kv=np.zeros((2 * shape[0], 1, shape[1], 0, shape[2]), dtype=np.float32),
         )
 
+    @property
+    def replays(self) -> bool:
+        """Whether short steps are run as CUDA graphs."""
+        return self._graphs is not None
+
     def _width(self, tokens: int) -> int:
         """The length at which so many tokens are run."""
         return tokens + (tokens % 2 if self._even else tokens % TILE == 1)

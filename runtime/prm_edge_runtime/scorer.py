@@ -22,7 +22,6 @@ from .errors import (
     EngineError,
     InputError,
     InputTypeError,
-    VariantError,
 )
 from .lengths import ERROR, NULL, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
@@ -82,7 +81,7 @@ class Scorer:
         variant: str | None = None,
         threads: int | None = None,
         verify: str = "auto",
-        self_test: bool = False,
+        self_test: bool | None = None,
         force: bool = False,
         prefix_cache_mb: float = 0,
         cuda: CudaOptions | None = None,
@@ -97,7 +96,8 @@ class Scorer:
                 a GPU runs on the CPU too when ``device="cpu"`` is said, to check it.
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
-            self_test: score the package's stored cases first and compare with torch's scores.
+            self_test: score the package's stored cases first and compare with torch's scores;
+                without it on CUDA alone, whose kernels nothing has checked on this machine.
             force: with the embedded default, score what is plainly outside its domain too;
                 without it such records get None and the status ``out_of_domain``.
             prefix_cache_mb: memory for what calls after this one may have in common with those
@@ -140,7 +140,7 @@ class Scorer:
                 chosen.name,
                 package.manifest.name,
             )
-        if self_test:
+        if self_test or (self_test is None and chosen.device == "cuda"):
             scorer.self_test()
         return scorer
 
@@ -375,19 +375,22 @@ class Scorer:
         Raises:
             SelfTestError: when it exceeds what the package allows for this variant.
         """
-        tolerance = self._variant.proof.get(selftest.TOLERANCE_KEY)
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-            raise VariantError(
-                f"variant {self._variant.name!r} records no {selftest.TOLERANCE_KEY}, so its "
-                "self-test cannot be judged; export the checkpoint again"
-            )
+        tolerance = selftest.tolerance_of(self._variant)
         cases = selftest.load_cases(self.package.read_bytes(SELFTEST_NAME))
 
         def score(problem: str, steps: Sequence[str]) -> tuple[float | None, ...]:
             # what the machine computes is tested, whether or not its cases are in the domain
             return self._run([self._prepared(problem, steps, ERROR, guarded=False)])[0].scores
 
-        return selftest.check(cases, score, float(tolerance))
+        def replayed(problem: str, steps: Sequence[str]) -> list[float | None]:
+            with self.session(problem) as session:
+                return [session.add(step) for step in steps]
+
+        worst = selftest.check(cases, score, tolerance)
+        engine = self._open_engine()
+        if isinstance(engine, DecoderEngine) and engine.replays:
+            worst = max(worst, selftest.check(selftest.up_to_blank(cases), replayed, tolerance))
+        return worst
 
     def close(self) -> None:
         """Free the model. Scoring afterwards raises; closing twice does not."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PackageFormatError, SelfTestError
+from .errors import PackageFormatError, SelfTestError, VariantError
 from .json_file import decode_json
-from .manifest import SELFTEST_NAME
+from .manifest import SELFTEST_NAME, Variant
 from .strict import Fields, Problems
 
 TOLERANCE_KEY = "self_test_tolerance"  # in a variant's proof: largest allowed |dp|
@@ -67,9 +67,37 @@ def load_cases(raw: bytes) -> list[Case]:
     return cases
 
 
+Score = Callable[[str, Sequence[str]], Sequence[float | None]]
+
+
+def tolerance_of(variant: Variant) -> float:
+    """What a package allows for a variant.
+
+    Raises:
+        VariantError: when it says nothing.
+    """
+    tolerance = variant.proof.get(TOLERANCE_KEY)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise VariantError(
+            f"variant {variant.name!r} records no {TOLERANCE_KEY}, so its self-test cannot be "
+            "judged; export the checkpoint again"
+        )
+    return float(tolerance)
+
+
+def up_to_blank(cases: Sequence[Case]) -> list[Case]:
+    """What a session takes of each case: the steps before the first blank one."""
+    found = []
+    for case in cases:
+        blank = (at for at, step in enumerate(case.steps) if not step.strip())
+        end = next(blank, len(case.steps))
+        found.append(Case(problem=case.problem, steps=case.steps[:end], scores=case.scores[:end]))
+    return found
+
+
 def check(
     cases: Sequence[Case],
-    score: Callable[[str, Sequence[str]], Sequence[float | None]],
+    score: Score,
     tolerance: float,
 ) -> float:
     """Score every case and return the largest |difference| from the reference.
