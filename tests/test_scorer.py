@@ -230,6 +230,20 @@ def test_load_auto_takes_the_cpu_and_says_so(
     assert "device auto: chose cpu (the package has cpu, cuda)" in caplog.text
 
 
+def test_load_auto_says_that_the_gpu_build_was_overwritten(
+    both: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scorer.ort, "cuda_available", lambda: False)
+    monkeypatch.setattr(choice.cuda, "_version", lambda name: "1.0")
+    assert Scorer.load(both).device == "cpu"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "taking cpu, as onnxruntime 1.0 and onnxruntime-gpu 1.0 are both inst" in record.message
+    caplog.clear()
+    assert Scorer.load(both, device="cpu").device == "cpu"
+    assert not caplog.records
+
+
 def test_load_auto_takes_cuda_where_it_is(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(scorer.ort, "cuda_available", lambda: True)
