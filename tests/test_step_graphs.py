@@ -170,15 +170,20 @@ def test_memory_never_moves_and_is_used_again(tiny_package: Path) -> None:
 
 
 def test_no_more_graphs_than_a_session_can_hold(
-    tiny_package: Path, replayed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tiny_package: Path,
+    replayed: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 1)
     engine = engine_of(tiny_package)
     cache = engine.new_cache(100)
     ids = np.arange(3, 53, dtype=np.int64)
     engine.extend(cache, 0, ids[:20], np.zeros(0, dtype=np.int64))
-    for n in (8, 16, 8):
+    for n in (8, 16, 8, 16):
         engine.extend(cache, 20, ids[20 : 20 + n], np.array([n - 1]))
+    (said,) = caplog.records
+    assert said.getMessage().startswith("1 CUDA graphs are captured, as many as are kept; steps")
     assert replayed == [(8, 8), (8, 8)]
 
 

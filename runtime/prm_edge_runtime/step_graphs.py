@@ -16,6 +16,7 @@ captured (tests/test_step_graphs.py); benchmarks/gpu_smoke.py compares scores on
 
 from __future__ import annotations
 
+import logging
 import weakref
 from dataclasses import dataclass
 from itertools import count
@@ -35,6 +36,8 @@ from .memory import (
     run_synchronized,
 )
 from .ort import Place, load_onnxruntime
+
+logger = logging.getLogger("prm_edge")
 
 LENGTHS: Final = (8, 16, 32, 64)  # of a step, padded; a longer one is no matter of launches
 ROOM: Final = 512  # caches hold multiples of so many tokens, so that later ones fit into old memory
@@ -167,9 +170,15 @@ class StepGraphs:
             return None
         steps = cache.fixed.steps
         if length not in steps:
-            if self._made == MOST_GRAPHS:
-                return None
             self._made += 1
+            if self._made > MOST_GRAPHS:
+                if self._made == MOST_GRAPHS + 1:
+                    logger.warning(
+                        "%d CUDA graphs are captured, as many as are kept; steps of further "
+                        "sessions run without one, slower and with the same scores",
+                        MOST_GRAPHS,
+                    )
+                return None
             steps[length] = StepGraph(
                 self._session,
                 cache.fixed,
