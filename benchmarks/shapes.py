@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prm_edge_export.heads import LINEAR, Head, Layer
+from prm_edge_export.head_kinds import LINEAR
+from prm_edge_export.heads import Head, Layer
 from prm_edge_export.model_config import DecoderConfig, read_config
 from prm_edge_export.quantization.kinds import layer_prefix
 

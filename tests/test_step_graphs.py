@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prm_edge_runtime import CudaOptions, Scorer, memory, ort, step_graphs
+from prm_edge_runtime.choice import package_path
 from prm_edge_runtime.engine import DecoderEngine, open_engine
 from prm_edge_runtime.errors import ConfigError, SelfTestError
 from prm_edge_runtime.ort import Place, open_session
@@ -34,6 +35,7 @@ def engine_of(package: Path) -> DecoderEngine:
         variant,
         opened.manifest.recipe.logits,
         PLACE,
+        kinds=len(opened.manifest.error_kinds),
         max_tokens=opened.manifest.max_tokens,
     )
 
@@ -69,6 +71,20 @@ def test_a_session_scores_as_ever(tiny_package: Path, replayed: list[tuple[int, 
     assert tuple(found) == expected
     assert len(replayed) == len(steps) + 2
     assert all(n <= length and length in LENGTHS for n, length in replayed)
+
+
+def test_a_session_names_errors_as_ever(replayed: list[tuple[int, int]]) -> None:
+    """The built-in package has a second output."""
+    package = Path(str(package_path(None)[0]))
+    steps = ["2x = 6", "x = 4", "x = 4 + 1"]
+    problem = "Solve for x: 2x + 4 = 10."
+    found = []
+    for made in (scorer_of(package), Scorer.load(package, device="cpu")):
+        with made.session(problem) as session:
+            found.append(([session.add(step) for step in steps], session.error_kinds))
+    assert found[0] == found[1]
+    assert found[0][1] is not None
+    assert len(replayed) == len(steps)
 
 
 def test_forks_undo_and_beams_score_as_ever(
@@ -255,4 +271,4 @@ def test_graphs_and_a_stream_of_yours_are_refused() -> None:
 
 
 def test_a_run_of_its_own_is_refused_a_graph() -> None:
-    assert StepGraphs(None, PLACE, logits=2, rows=9).run(None, 1, None, None) is None  # type: ignore[arg-type]
+    assert StepGraphs(None, PLACE, {}, rows=9).run(None, 1, None, None) is None  # type: ignore[arg-type]

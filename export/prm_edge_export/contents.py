@@ -68,6 +68,7 @@ def new_manifest(
         variants=(variant,),
         files=listed_files(staging),
         provenance=provenance,
+        error_kinds=plan.head.kinds,
     )
 
 

@@ -28,6 +28,7 @@ from .quantization.search import (
     Quantized,
     drift_of,
     find_plan,
+    logits_of,
     report_of,
     trial_variant,
     worst_of,
@@ -86,9 +87,12 @@ def build_within_target(
                 max_tokens=plan.max_tokens,
             )  # fmt: skip
             variant = trial_variant(config, CUDA_MENU)
-            engine = open_engine(wide / GRAPH_NAME, variant, logits=head.logits, threads=0)
+            engine = open_engine(
+                wide / GRAPH_NAME, variant, logits=head.logits, kinds=len(head.kinds), threads=0
+            )
             got = [engine.run(record.ids, record.reads) for record in searched]
-            return drift_of(calibration.logits, got, plan.recipe.score)
+            wanted = calibration.outputs
+            return drift_of(logits_of(wanted, head), logits_of(got, head), plan.recipe.score)
 
         chosen, drift = find_plan(calibration, build, say)
     return Quantized(

@@ -87,6 +87,7 @@ def _begin(plan: Plan, writer: PackageWriter, say: Say) -> Workload:
         max_tokens=plan.max_tokens,
         tokenizer=plan.files.raw,
         provenance=identity(plan, work.texts_sha256),
+        error_kinds=plan.head.kinds,
     )
     require_room(plan, work, writer.staging, say)
     return work
@@ -190,11 +191,8 @@ def _prove(
         )
         figures = proof.measure(results, scorer.threshold)
         over = proof.check_budget(figures, results, options.precision)
-        say(
-            f"proof: max |dp| {figures['max_abs_dp']:.2e}, relative RMS of logits "
-            f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
-            f"of {figures['solutions']} solutions"
-        )
+        for line in proof.lines(figures):
+            say(line)
         if over is not None and not options.allow_drift:
             raise ProofError(_refused(over, quantized, half))
         if options.expect is not None:

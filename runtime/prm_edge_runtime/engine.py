@@ -1,5 +1,6 @@
-"""Run one variant's graph: token ids and read positions in, logits out.
+"""Run one variant's graph: token ids and read positions in, a row of outputs for each read out.
 
+A row (W,) is the logits, and behind them what a head that names errors gives: W = C + K.
 Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.contract`.
 """
 
@@ -25,7 +26,8 @@ from .memory import (
     HostMemory,
     Layout,
     Memory,
-    check_logits,
+    Outputs,
+    check_output,
     plain_options,
     run_bound,
 )
@@ -64,7 +66,7 @@ RUN_TOKENS: Final = LIMITS["cpu"].run_tokens
 
 
 class Engine(Protocol):
-    """What the scorer needs: one record in, the logits of its read positions out."""
+    """What the scorer needs: one record in, the outputs at its read positions out."""
 
     @property
     def causal(self) -> bool:
@@ -72,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run one record. (T,), (N,) -> (N, C)"""
+        """Run one record. (T,), (N,) -> (N, W)"""
         ...
 
 
@@ -82,12 +84,14 @@ def open_engine(
     *,
     logits: int,
     threads: int,
+    kinds: int = 0,
     options: CudaOptions | None = None,
     max_tokens: int = 0,
 ) -> Engine:
     """Open a variant's graph and check it against the contract.
 
-    ``max_tokens``: of the package; what is replayed as a CUDA graph needs to know.
+    ``logits``, ``kinds``: C and K of its heads. ``max_tokens``: of the package; what is replayed as
+    a CUDA graph needs to know.
 
     Raises:
         ConfigError: when CUDA graphs are asked for on the CPU.
@@ -114,7 +118,8 @@ def open_engine(
             logits,
             place if place.device != "cpu" else None,
             read_opening(graph.parent, variant),
-            max_tokens,
+            kinds=kinds,
+            max_tokens=max_tokens,
         )
     return StatelessEngine(session, variant, logits)
 
@@ -135,15 +140,20 @@ class DecoderEngine:
         logits: int,
         place: Place | None = None,
         opening: Opening | None = None,
+        *,
+        kinds: int = 0,
         max_tokens: int = 0,
     ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kind = _cache_type(inputs)
         shape = (variant.layers, variant.kv_heads, variant.head_dim)
         _check(inputs, contract.decoder_inputs(*shape, kind), variant.name)
-        _check(outputs, contract.decoder_outputs(*shape, kind), variant.name)
+        _check(outputs, contract.decoder_outputs(*shape, kind, kinds), variant.name)
         self._session = session
-        self._logits = logits
+        # what is wanted of the graph besides the cache -> its columns
+        self._widths = {contract.LOGITS.name: logits}
+        self._widths |= {tensor.name: kinds for tensor in contract.error_kinds(kinds)}
+        self.width: Final = logits + kinds
         self._even = variant.precision in EVEN
         self.limits: Final = LIMITS[variant.device]
         parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
@@ -164,7 +174,7 @@ class DecoderEngine:
         elif place.options.graphs:
             self._memory = FixedMemory(session, layout, place)
             # one dummy token may follow the last real one
-            self._graphs = StepGraphs(session, place, logits=logits, rows=max_tokens + 1)
+            self._graphs = StepGraphs(session, place, self._widths, rows=max_tokens + 1)
             self._alone, self._plain = Lock(), plain_options(place)
         else:
             self._memory = DeviceMemory(session, layout, place)
@@ -183,7 +193,7 @@ class DecoderEngine:
         return tokens + (tokens % 2 if self._even else tokens % TILE == 1)
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
+        """Run one record from an empty cache. (T,), (N,) -> (N, W)"""
         if len(ids) > self.limits.run_tokens:
             return self.extend(self.new_cache(len(ids) + 1), 0, ids, reads)
         return self.run_rows([(ids, reads)])[0]
@@ -191,7 +201,7 @@ class DecoderEngine:
     def run_rows(
         self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[NDArray[np.float32]]:
-        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, W)
 
         One after the other where the package has their opening: before 1.32 onnxruntime's
         GroupQueryAttention takes a cache and several new tokens for one row only.
@@ -212,11 +222,17 @@ class DecoderEngine:
             contract.LAST_TOKEN.name: np.full(len(rows), width - 1, dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
         }
-        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        outputs = self._outputs(len(reads))
         with self._alone, _failing_as(f"a run of {width} tokens"):
-            self._memory.run_rows(len(rows), feeds, logits)
+            self._memory.run_rows(len(rows), feeds, outputs)
         ends = np.cumsum([len(at) for _, at in rows])[:-1]
-        return list(np.split(logits, ends))
+        return list(np.split(_side_by_side(outputs), ends))
+
+    def _outputs(self, reads: int) -> Outputs:
+        """Memory for what a run gives."""
+        return {
+            name: np.empty((reads, width), dtype=np.float32) for name, width in self._widths.items()
+        }
 
     def new_cache(self, tokens: int) -> Cache:
         """Make room for the keys and values of ``tokens`` tokens, one or more."""
@@ -225,7 +241,7 @@ class DecoderEngine:
     def extend(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, C)
+        """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, W)
 
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
@@ -243,13 +259,13 @@ class DecoderEngine:
             ids, reads = self._opening.without(past, ids, reads)
             cache.write(past, self._opening.kv[:, 0, :, past:end])
             past = end
-        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        rows = np.empty((len(reads), self.width), dtype=np.float32)
         for start in range(0, len(ids), most):
             first, last = np.searchsorted(reads, (start, start + most))
             piece = ids[start : start + most]
             found = self._append(cache, past + start, piece, reads[first:last] - start)
-            logits[first:last] = found
-        return logits
+            rows[first:last] = found
+        return rows
 
     def _append(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
@@ -265,7 +281,7 @@ class DecoderEngine:
         tokens = np.append(ids, ids[-1:]) if width > len(ids) else ids
         # a run without reads reads one and forgets it, so that the outputs are always the same
         wanted = reads if len(reads) else np.array([len(ids) - 1], dtype=np.int64)
-        logits = np.empty((len(wanted), self._logits), dtype=np.float32)
+        outputs = self._outputs(len(wanted))
         feeds = {
             contract.INPUT_IDS.name: tokens[None, :],
             contract.READS.name: wanted,
@@ -274,8 +290,8 @@ class DecoderEngine:
         }
         self._fits(cache, total)
         with self._alone, _failing_as(f"a run of {width} tokens after {past}"):
-            run_bound(self._session, cache.binding, feeds, logits, self._plain)
-        return logits[: len(reads)]
+            run_bound(self._session, cache.binding, feeds, outputs, self._plain)
+        return _side_by_side(outputs)[: len(reads)]
 
     @staticmethod
     def _fits(cache: Cache, tokens: int) -> None:
@@ -310,8 +326,14 @@ class StatelessEngine:
         used = {name: value for name, value in feeds.items() if name in self._inputs}
         with _failing_as(f"a run of {len(ids)} tokens"):
             (logits,) = self._session.run([contract.TOKEN_LOGITS.name], used)
-            everywhere = check_logits(logits, (1, len(ids), self._logits))
+            everywhere = check_output(logits, (1, len(ids), self._logits))
         return np.ascontiguousarray(everywhere[0, reads])
+
+
+def _side_by_side(outputs: Outputs) -> NDArray[np.float32]:
+    """(N, C) and perhaps (N, K) -> (N, W)"""
+    parts = list(outputs.values())
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _cache_type(given: Sequence[Any]) -> str:

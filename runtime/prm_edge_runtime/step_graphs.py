@@ -2,9 +2,9 @@
 
 A replay repeats what was captured, addresses and shapes included, and looks at nothing else: not
 at inputs in this process's memory, nor at ``total_tokens``, which onnxruntime reads there. So a
-step is padded to one of a few lengths; its ids, its read, ``last_token`` and its logits have device
-memory of their own; keys and values lie in memory that never moves and is used again by later
-sessions; and ``total_tokens`` is always as many as fit, while ``last_token``, which is on the
+step is padded to one of a few lengths; its ids, its read, ``last_token`` and its outputs have
+device memory of their own; keys and values lie in memory that never moves and is used again by
+later sessions; and ``total_tokens`` is always as many as fit, while ``last_token``, which is on the
 device, says how many there are, as in onnxruntime-genai. A first prompt, a step of several reads, a
 longer one and one near the model's limit run as ever.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, cast
@@ -106,7 +107,7 @@ class StepGraph:
         *,
         length: int,
         total: int,
-        logits: int,
+        widths: Mapping[str, int],
         number: int,
     ) -> None:
         value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
@@ -125,11 +126,14 @@ class StepGraph:
         self._total = value_of(np.array(total, dtype=np.int32))
         self._binding.bind_ortvalue_input(contract.TOTAL_TOKENS.name, self._total)
         cache.bind_to(self._binding)
-        self._logits = value_of(np.zeros((1, logits), dtype=np.float32), place.device, place.number)
-        self._binding.bind_ortvalue_output(contract.LOGITS.name, self._logits)
+        self._outputs = []
+        for name, width in widths.items():
+            row = np.zeros((1, width), dtype=np.float32)
+            self._outputs.append(value_of(row, place.device, place.number))
+            self._binding.bind_ortvalue_output(name, self._outputs[-1])
 
     def run(self, past: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits of the last token. (S,) -> (1, C)"""
+        """The outputs at the last token. (S,) -> (1, W)"""
         padded = np.full((1, self._length), ids[-1], dtype=np.int64)
         padded[0, : len(ids)] = ids
         self._fed[contract.INPUT_IDS.name].update_inplace(padded)
@@ -138,25 +142,25 @@ class StepGraph:
             np.array([past + self._length - 1], dtype=np.int32)
         )
         run_synchronized(self._session, self._binding, self._options)
-        found: NDArray[np.float32] = self._logits.numpy()
-        return found
+        return np.concatenate([value.numpy() for value in self._outputs], axis=1)
 
 
 class StepGraphs:
     """Runs the steps for which there can be a graph. One thread at a time.
 
-    ``rows``: of the graph's rotary tables, which no token may lie beyond, padding included.
+    ``widths``: columns of each output besides the cache. ``rows``: of the graph's rotary tables,
+    which no token may lie beyond, padding included.
     """
 
-    def __init__(self, session: Any, place: Place, *, logits: int, rows: int) -> None:
-        self._session, self._place, self._logits, self._rows = session, place, logits, rows
+    def __init__(self, session: Any, place: Place, widths: Mapping[str, int], *, rows: int) -> None:
+        self._session, self._place, self._widths, self._rows = session, place, widths, rows
         self._numbers = count(1)  # 0 is onnxruntime's own
         self._made = 0
 
     def run(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32] | None:
-        """Run a step; None where it is none that is captured. (S,), (N,) -> (1, C)"""
+        """Run a step; None where it is none that is captured. (S,), (N,) -> (1, W)"""
         if not isinstance(cache, LentCache):
             return None
         length = next((n for n in LENGTHS if n >= len(ids)), None)
@@ -185,7 +189,7 @@ class StepGraphs:
                 self._place,
                 length=length,
                 total=total,
-                logits=self._logits,
+                widths=self._widths,
                 number=next(self._numbers),
             )
         return steps[length].run(past, ids)

@@ -39,7 +39,7 @@ def calibrate_blocks(
     scale_type: torch.dtype,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Round every linear to both kinds of blocks; also the reference's logits of ``judged``.
+    """Round every linear to both kinds of blocks; also the reference's outputs for ``judged``.
 
     ``factors``: tensor name -> what it is multiplied with in the graph. ``scale_type``: of scales.
 
@@ -54,7 +54,7 @@ def calibrate_blocks(
             batch.stream = runner.forward(batch.stream)
         _layer(runner, index, used, scratch, factors, scale_type, result)
         progress(index + 1, config.layers)
-    result.logits = runner.logits(others, judged)
+    result.outputs = runner.outputs(others, judged)
     return result
 
 
