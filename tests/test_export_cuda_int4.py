@@ -20,11 +20,13 @@ from onnx import TensorProto
 from test_export_cuda import BIASED, GATED, PLANTED, plant
 from torch_reference import torch_scores
 
-from prm_edge_export import cuda_target, half_blocks
+from prm_edge_export import cuda_blocks, cuda_target, half_blocks
 from prm_edge_export.graph import GRAPH_NAME
+from prm_edge_export.model_config import read_config
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import ExportOptions
 from prm_edge_export.quantization import search
+from prm_edge_export.quantization.kinds import UNITS
 from prm_edge_export.quantization.weights import BLOCKS8, CUDA4, quantize_blocks
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ConfigError, EngineError, ProofError, UnsupportedError
@@ -102,6 +104,8 @@ def test_report_has_the_plan_and_the_ranges(package: Path) -> None:
     assert 0 < plan["shares"]["w8"] <= 0.15
     kinds = Counter(linear["kind"] for linear in plan["linears"])
     assert set(kinds) == {"w4", "w8"}
+    # 200 is no multiple of a block: down_proj in either kind, gate and up for their outputs too
+    assert {name.split()[-1] for name in plan["unfused"]} == {"down", "gate_up"}
     for linear in plan["linears"]:
         assert linear["errors"]["w8"] < linear["errors"]["w4"] / 20
         assert linear["smoothing"] is None
@@ -195,6 +199,23 @@ def test_same_checkpoint_gives_same_bytes(checkpoint: Path, tmp_path: Path) -> N
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("hidden", "wide", "heads", "kv"),
+    [(896, 4864, 14, 2), (1536, 8960, 12, 2), (3584, 18944, 28, 4), (576, 1536, 9, 3)],
+)
+def test_real_shapes_are_fusable(hidden: int, wide: int, heads: int, kv: int) -> None:
+    """Qwen2.5's 0.5B, 1.5B and 7B, SmolLM2's 135M."""
+    config = read_config(
+        {
+            "model_type": "qwen2", "vocab_size": 300, "hidden_size": hidden,
+            "intermediate_size": wide, "num_hidden_layers": 2, "num_attention_heads": heads,
+            "num_key_value_heads": kv,
+        }
+    )  # fmt: skip
+    for unit in UNITS:
+        assert all(cuda_blocks.fusable(config, unit.name, kind) for kind in ("w4", "w8"))
+
+
 # --- the checks can fail
 
 
@@ -214,8 +235,6 @@ def test_proof_sees_the_packaged_bytes(
         real(*args, **options)
 
     swap: dict[str, Path] = {}
-    from prm_edge_export import cuda_blocks
-
     monkeypatch.setattr(cuda_blocks, "build_blocks", swapped)
     with pytest.raises(
         ProofError, match=r"over the int4 budget: .*\n(.*\n)*linears that lose most"

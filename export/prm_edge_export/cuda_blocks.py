@@ -19,9 +19,10 @@ from prm_edge_runtime.engine import open_engine
 from .graph import GRAPH_NAME
 from .half import BF16, FP16, scales
 from .half_blocks import build_blocks, widen_blocks
+from .model_config import DecoderConfig
 from .plan import Plan
 from .quantization import choose
-from .quantization.kinds import CUDA_MENU
+from .quantization.kinds import CUDA_MENU, W4, W8
 from .quantization.layers import LayerRunner, StoredReference
 from .quantization.search import (
     Drift,
@@ -34,9 +35,11 @@ from .quantization.search import (
     worst_of,
 )
 from .quantization.texts import Solutions
-from .quantization.weight_only import calibrate_blocks
+from .quantization.weight_only import FORMS, calibrate_blocks
 from .ranges import Folds
 
+# what onnxruntime's fused kernel asks of a product: multiples of so many outputs, and of a block
+FUSED_OUTPUTS: Final = {W4: 64, W8: 32}
 SCALE_TYPES: Final = {FP16: torch.float16, BF16: torch.bfloat16}
 
 Say = Callable[[str], None]
@@ -95,9 +98,35 @@ def build_within_target(
             return drift_of(logits_of(wanted, head), logits_of(got, head), plan.recipe.score)
 
         chosen, drift = find_plan(calibration, build, say)
+    unfused = sorted(
+        f"layer {layer} {unit}"
+        for (layer, unit), kind in chosen.items()
+        if not fusable(config, unit, kind)
+    )
+    if unfused:
+        say(
+            f"{len(unfused)} of {len(chosen)} linears have sizes that the fused CUDA kernel does "
+            f"not take, first {unfused[0]}; their weights are widened at every run"
+        )
     return Quantized(
         reference=reference,
-        report={"activations": form, **report_of(calibration, chosen, drift, solutions)},
+        report={
+            "activations": form,
+            "unfused": unfused,
+            **report_of(calibration, chosen, drift, solutions),
+        },
         worst=worst_of(calibration, chosen),
         opening=(),
     )
+
+
+def fusable(config: DecoderConfig, unit: str, kind: str) -> bool:
+    """Whether the fused kernel takes the products of a unit in this kind."""
+    queries = config.heads * config.head_dim
+    outputs, inputs = {
+        "qkv": (queries + 2 * config.kv_heads * config.head_dim, config.hidden),
+        "o": (config.hidden, queries),
+        "gate_up": (config.intermediate, config.hidden),
+        "down": (config.hidden, config.intermediate),
+    }[unit]
+    return outputs % FUSED_OUTPUTS[kind] == 0 and inputs % FORMS[kind].block == 0
