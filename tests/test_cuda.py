@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -152,6 +152,25 @@ def test_explain_says_what_pip_can_mend_and_what_not(monkeypatch: pytest.MonkeyP
     driver = cuda.explain(runtime(), ["libcuda.so.1"])
     assert "none of pip's nvidia packages" in driver
     assert "pip install" not in driver
+
+
+def test_explain_has_a_damaged_package_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {
+        "nvidia-cublas": ["nvidia/cu13/lib/libcublas.so.13", "nvidia/cu13/lib/libcublasLt.so.13"],
+        "nvidia-curand": None,  # an installation without a list of files
+        "nvidia-cudnn-cu13": ["nvidia/cudnn/lib/libcudnn.so.9"],
+    }
+    files = {
+        name: paths and [PurePosixPath(path) for path in paths] for name, paths in lists.items()
+    }
+    monkeypatch.setattr(cuda, "nvidia_packages", lambda: dict.fromkeys(lists, "13.0"))
+    monkeypatch.setattr(cuda.metadata, "files", files.get)
+    said = cuda.explain(runtime(), ["libcublas.so.13", "libcublasLt.so.13"])
+    assert "pip install --force-reinstall --no-deps nvidia-cublas==13.0, whose" in said
+    assert "prm-edge[gpu]" not in said
+    said = cuda.explain(runtime(), ["libcublas.so.13", "libcurand.so.10"])
+    assert "--no-deps nvidia-cublas==13.0, whose" in said
+    assert said.endswith("run pip install 'prm-edge[gpu]', whose libraries are for CUDA 13")
 
 
 def test_nvidia_packages_are_named_so() -> None:

@@ -13,29 +13,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from int8_packages import SOLUTIONS, VERIFIED, write_texts
 from torch_reference import torch_scores
 
 from prm_edge_export import cuda_target, preflight, proof, ranges
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.graph import GRAPH_NAME
-from prm_edge_export.half import FORMATS, Format, HalfBuilder, build_half
+from prm_edge_export.half import FORMATS, build_half
 from prm_edge_export.heads import find_head
 from prm_edge_export.model_config import read_config
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import ExportOptions
-from prm_edge_export.ranges import Folds, Ranges, fold, watched
-from prm_edge_export.weights import WeightFile
+from prm_edge_export.ranges import Folds
 from prm_edge_runtime import Scorer, contract
 from prm_edge_runtime.errors import (
     CheckpointError,
     ConfigError,
     DeviceError,
-    EngineError,
     ExportError,
-    ProofError,
     UnsupportedError,
     VariantError,
 )
@@ -61,6 +56,40 @@ def export_half(checkpoint: Path, out: Path, **options: Any) -> dict[str, Any]:
     return {**result.report, "lines": lines}
 
 
+def plant(source: Path, target: Path, factors: dict[str, float]) -> Path:
+    """Copy a checkpoint with tensors multiplied; ``factors``: ending of the name -> factor."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (target / file.name).write_bytes(file.read_bytes())
+    tensors = checkpoints.read_tensors(source)
+    touched = set()
+    for name, tensor in tensors.items():
+        for ending, factor in factors.items():
+            if name.endswith(ending):
+                tensors[name] = tensor * factor
+                touched.add(ending)
+    assert touched == set(factors)
+    checkpoints.write_shards(target, tensors)
+    return target
+
+
+BIG = 2.0**15
+PLANTED: dict[str, dict[str, float]] = {
+    ranges.PRODUCT: {
+        "0.mlp.up_proj.weight": BIG, "0.mlp.up_proj.bias": BIG, "0.mlp.down_proj.weight": 1 / BIG,
+    },
+    ranges.VALUES: {
+        "1.self_attn.v_proj.weight": BIG, "1.self_attn.v_proj.bias": BIG,
+        "1.self_attn.o_proj.weight": 1 / BIG,
+    },
+    # the stream becomes large, and the norm behind it makes up for that
+    ranges.ATTENTION: {"0.self_attn.o_proj.weight": BIG, "0.self_attn.o_proj.bias": BIG},
+    ranges.MLP: {"1.mlp.down_proj.weight": BIG, "1.mlp.down_proj.bias": BIG},
+}  # fmt: skip
+GATED = {"0.mlp.gate_proj.weight": BIG, "0.mlp.gate_proj.bias": BIG, "0.mlp.down_proj.weight": 1e-5}
+
+
 def types(package: Path, variant: str) -> dict[str, int]:
     """Initializer name -> element type."""
     model = onnx.load(package / variant / GRAPH_NAME, load_external_data=False)
@@ -80,6 +109,11 @@ def package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_half(checkpoint, out, add=True, verify=verify)
     export_half(checkpoint, out, add=True, verify=verify, precision="bf16", allow_drift=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Path) -> Any:
+    return Checkpoint(checkpoint)
 
 
 # --- what comes out
@@ -111,6 +145,12 @@ def test_graph_is_half_and_its_head_is_not(package: Path, precision: str) -> Non
         numbers[name] for name in declared
     ]
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    # the stream is float32: in front of every norm, and behind every projection that adds to it
+    casts = [node.name for node in model.graph.node if node.op_type == "Cast"]
+    assert len(casts) == 4 * variant.layers + 1
+    added = {i for node in model.graph.node if node.op_type.startswith("Skip") for i in node.input}
+    assert {f"model.layers.{n}.self_attn.o_proj.biased.float" for n in (0, 1)} <= added
+    assert "model.layers.0.mlp.down_proj.biased.float" in added
     assert not list(package.rglob("tmp*"))  # nothing of the check is left
 
 
@@ -173,7 +213,7 @@ def test_cuda_without_a_gpu_says_why(package: Path) -> None:
         Scorer.load(package, device="cuda")
 
 
-def test_bf16_check_loses_what_torchs_bfloat16_does(package: Path, checkpoint: Path) -> None:
+def test_bf16_check_loses_less_than_torchs_bfloat16_does(package: Path, checkpoint: Path) -> None:
     proof = open_package(package).variant("cuda-bf16").proof
     assert proof["checked"] == cuda_target.CHECKS["bf16"]
     model = checkpoints.LlamaForTokenClassification.from_pretrained(checkpoint)
@@ -189,7 +229,8 @@ def test_bf16_check_loses_what_torchs_bfloat16_does(package: Path, checkpoint: P
         model = checkpoints.LlamaForTokenClassification.from_pretrained(checkpoint)
         errors.append((exact - rounded).numpy())
     torch_rms = float(np.sqrt(np.mean(np.concatenate(errors) ** 2))) / float(proof["logit_std"])
-    assert 0.4 * torch_rms < float(proof["logit_rel_rms"]) < 2.5 * torch_rms
+    # torch rounds the residual stream too, and nothing rounds what nobody rounds
+    assert 0.3 * torch_rms < float(proof["logit_rel_rms"]) < torch_rms
 
 
 def test_report_says_what_was_measured(package: Path) -> None:
@@ -204,340 +245,7 @@ def test_report_says_what_was_measured(package: Path) -> None:
     assert "speed" not in report
 
 
-# --- planted outliers
-
-
-def plant(source: Path, target: Path, factors: dict[str, float]) -> Path:
-    """Copy a checkpoint with tensors multiplied; ``factors``: ending of the name -> factor."""
-    target.mkdir()
-    for file in source.iterdir():
-        if file.suffix != ".safetensors":
-            (target / file.name).write_bytes(file.read_bytes())
-    tensors = checkpoints.read_tensors(source)
-    touched = set()
-    for name, tensor in tensors.items():
-        for ending, factor in factors.items():
-            if name.endswith(ending):
-                tensors[name] = tensor * factor
-                touched.add(ending)
-    assert touched == set(factors)
-    checkpoints.write_shards(target, tensors)
-    return target
-
-
-BIG = 2.0**15
-PLANTED: dict[str, dict[str, float]] = {
-    ranges.PRODUCT: {
-        "0.mlp.up_proj.weight": BIG, "0.mlp.up_proj.bias": BIG, "0.mlp.down_proj.weight": 1 / BIG,
-    },
-    ranges.VALUES: {
-        "1.self_attn.v_proj.weight": BIG, "1.self_attn.v_proj.bias": BIG,
-        "1.self_attn.o_proj.weight": 1 / BIG,
-    },
-    # the stream becomes large, and the norm behind it makes up for that
-    ranges.ATTENTION: {"0.self_attn.o_proj.weight": BIG, "0.self_attn.o_proj.bias": BIG},
-    ranges.MLP: {"1.mlp.down_proj.weight": BIG, "1.mlp.down_proj.bias": BIG},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", PLANTED)
-def test_fp16_folds_what_would_overflow(what: str, checkpoint: Path, tmp_path: Path) -> None:
-    planted = plant(checkpoint, tmp_path / "planted", PLANTED[what])
-    report = export_half(planted, tmp_path / "p")
-    assert report["variant"] == "cuda-fp16"
-    folds = report["ranges"]["folds"]
-    assert [part for part, bits in folds.items() if bits] == [what]
-    assert report["ranges"]["largest"] > ranges.LIMIT
-    assert any(
-        line.startswith("precision: fp16") and f"folded, exactly: {what} in 1 layer by" in line
-        for line in report["lines"]
-    )
-    with Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16", self_test=True) as scorer:
-        ours = scorer.score(PROBLEM, STEPS).scores
-    np.testing.assert_allclose(ours, torch_scores(planted, PROBLEM, STEPS, "\n"), atol=5e-3)
-
-
-@pytest.mark.parametrize("what", PLANTED)
-def test_fp16_without_folds_would_fail(
-    what: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planted = plant(checkpoint, tmp_path / "planted", PLANTED[what])
-    monkeypatch.setattr(ranges, "fold", lambda found: (Folds(), [], []))
-    with pytest.raises((ProofError, EngineError, UnsupportedError), match=r"fp16|finite|float16"):
-        export_half(planted, tmp_path / "p")
-    assert not (tmp_path / "p").exists()
-
-
-def test_fp16_leaves_a_large_stream_alone(checkpoint: Path, tmp_path: Path) -> None:
-    """What is added to it fits; the sum does not, and is float32."""
-    names = ("embed_tokens.weight", "o_proj.weight", "o_proj.bias", "down_proj.weight",
-             "down_proj.bias")  # fmt: skip
-    planted = plant(checkpoint, tmp_path / "planted", dict.fromkeys(names, 7000.0))
-    report = export_half(planted, tmp_path / "p")
-    assert report["variant"] == "cuda-fp16"
-    assert report["ranges"]["by_part"][ranges.STREAM] > 1.5 * ranges.LIMIT
-    assert report["ranges"]["folds"] == NO_FOLDS
-
-
-GATED = {"0.mlp.gate_proj.weight": BIG, "0.mlp.gate_proj.bias": BIG, "0.mlp.down_proj.weight": 1e-5}
-
-
-def test_bf16_is_chosen_where_no_fold_helps(checkpoint: Path, tmp_path: Path) -> None:
-    planted = plant(checkpoint, tmp_path / "planted", GATED)
-    report = export_half(planted, tmp_path / "p", allow_drift=True)
-    assert report["variant"] == "cuda-bf16"
-    said = next(line for line in report["lines"] if line.startswith("precision"))
-    assert said in report["decisions"]
-    assert "precision: bf16 (largest value" in said
-    assert "no folding brings it into float16: model.layers.0.mlp." in said
-    assert report["ranges"]["folds"] == NO_FOLDS
-    with pytest.raises(UnsupportedError, match=r"largest value .*; no folding .*--precision bf16$"):
-        export_half(planted, tmp_path / "q", precision="fp16")
-    assert not (tmp_path / "q").exists()
-
-
-# name -> one weight of it that is planted, the fold that it takes; None where bfloat16 is taken
-OUTLIERS: dict[str, tuple[float, dict[str, Any] | None]] = {
-    "embed_tokens.weight": (1e5, {"embedding": 1}),  # of a token that no text has
-    "layers.0.self_attn.v_proj.weight": (1e5, {ranges.VALUES: {0: 1}}),
-    "layers.1.self_attn.o_proj.weight": (1e5, {ranges.ATTENTION: {1: 1}}),
-    "layers.0.mlp.up_proj.weight": (2e5, {ranges.PRODUCT: {0: 2}}),
-    "layers.1.mlp.down_proj.weight": (-1e5, {ranges.MLP: {1: 1}}),
-    "layers.1.mlp.down_proj.bias": (-1e5, {ranges.MLP: {1: 3}}),  # also as a value, with headroom
-    "layers.0.self_attn.q_proj.weight": (1e5, None),
-    "layers.1.mlp.gate_proj.weight": (1e5, None),
-    "layers.0.self_attn.k_proj.bias": (1e5, None),
-    # more bits than any fold takes
-    "layers.0.mlp.down_proj.weight": (1e9, None),
-    "layers.1.mlp.up_proj.weight": (1e12, None),
-}
-
-
-@pytest.mark.parametrize("name", OUTLIERS)
-def test_a_weight_beyond_float16_is_folded_or_bf16_is_taken(
-    name: str, checkpoint: Path, tmp_path: Path
-) -> None:
-    """The row or column that meets the weight is zero: no score shows it, and all must hold it."""
-    size, folds = OUTLIERS[name]
-    planted = plant(checkpoint, tmp_path / "planted", {"norm.weight": 1.0})
-    tensors = checkpoints.read_tensors(checkpoint)
-    silence(tensors, f"model.{name}")
-    tensors[f"model.{name}"].view(-1)[0] = size
-    checkpoints.write_shards(planted, tensors)
-    report = export_half(planted, tmp_path / "p", allow_drift=folds is None)
-    said = next(line for line in report["lines"] if line.startswith("precision"))
-    assert f"largest weight {abs(size):.3g} (model.{name})" in said
-    if folds is None:
-        assert report["variant"] == "cuda-bf16"
-        assert f"model.{name.rpartition('.')[0]}" in said.split("float16 holds 65504; ")[1]
-        return
-    assert report["variant"] == "cuda-fp16"
-    assert report["ranges"]["folds"] == NO_FOLDS | folds
-    assert "folded, exactly" in said
-    ours = Scorer.load(tmp_path / "p", device="cpu", variant="cuda-fp16").score(PROBLEM, STEPS)
-    np.testing.assert_allclose(ours.scores, torch_scores(planted, PROBLEM, STEPS, "\n"), atol=5e-3)
-
-
-def silence(tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Make what the first weight of a tensor is multiplied with, or gives, count for nothing."""
-    layer = name.rsplit(".", 3)[0]
-    if name.endswith("bias"):
-        return
-    if "o_proj" in name:  # the value that it multiplies
-        tensors[f"{layer}.self_attn.v_proj.weight"][0] = 0
-        tensors[f"{layer}.self_attn.v_proj.bias"][0] = 0
-    elif "down_proj" in name:
-        tensors[f"{layer}.mlp.up_proj.weight"][0] = 0
-        tensors[f"{layer}.mlp.up_proj.bias"][0] = 0
-    elif "embed" not in name:
-        norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
-        tensors[f"{layer}.{norm}.weight"][0] = 0
-
-
-def test_bf16_is_taken_where_a_fold_would_not_be_exact(checkpoint: Path, tmp_path: Path) -> None:
-    """One weight needs 11 bits, which every other weight of its tensor is too small for."""
-    name = "model.layers.0.mlp.down_proj.weight"
-    planted = plant(checkpoint, tmp_path / "planted", {name: 1 / 64})
-    tensors = checkpoints.read_tensors(planted)
-    silence(tensors, name)
-    tensors[name][0, 0] = 1e8
-    checkpoints.write_shards(planted, tensors)
-    report = export_half(planted, tmp_path / "p", allow_drift=True)
-    assert report["variant"] == "cuda-bf16"
-    said = next(line for line in report["lines"] if line.startswith("precision"))
-    assert f"folded by 2^-11, {name} would lose" in said
-    # as asked, the proof decides
-    report = export_half(planted, tmp_path / "q", precision="fp16")
-    assert report["ranges"]["folds"][ranges.MLP] == {0: 11}
-
-
-def test_fp16_as_asked_refuses_a_weight_that_no_fold_reaches(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    name = "model.layers.0.mlp.gate_proj.weight"
-    planted = plant(checkpoint, tmp_path / "planted", {"norm.weight": 1.0})
-    tensors = checkpoints.read_tensors(checkpoint)
-    silence(tensors, name)
-    tensors[name][0, 0] = -1e5
-    checkpoints.write_shards(planted, tensors)
-    with pytest.raises(
-        UnsupportedError, match=r"gate_proj\.weight holds 1e\+05; use --prec.*bf16$"
-    ):
-        export_half(planted, tmp_path / "p", precision="fp16")
-
-
-def test_build_refuses_a_weight_that_was_not_folded(opened: Any, tmp_path: Path) -> None:
-    config, head = read_config(opened.config), find_head(opened.tensors)
-    assert head is not None
-    folds = Folds(parts={ranges.VALUES: {0: -40}})
-    with pytest.raises(UnsupportedError, match=r"v_proj.* holds the weight .*use --precision bf16"):
-        build_half(config, head, opened.tensors, tmp_path, precision="fp16", folds=folds,
-                   max_tokens=64)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def opened(checkpoint: Path) -> Any:
-    return Checkpoint(checkpoint)
-
-
-def build_fp32(opened: Any, folder: Path, folds: Folds) -> Any:
-    """The logits of the half builder's graph in float32, where every fold must be exact."""
-    config = read_config(opened.config)
-    head = find_head(opened.tensors)
-    assert head is not None
-    form = Format(dtype=np.float32, element=onnx.TensorProto.FLOAT, cache=contract.FLOAT)
-    folder.mkdir(parents=True)
-    with WeightFile(folder / "model.onnx.data") as weights:
-        builder = HalfBuilder(config, opened.tensors, weights, form, folds)
-        builder.build(head, 64, lambda done, total: None)
-        model = builder.model(head)
-    (folder / GRAPH_NAME).write_bytes(model.SerializeToString())
-    from prm_edge_runtime.engine import open_engine
-    from prm_edge_runtime.manifest import Variant
-
-    variant = Variant(
-        name="x", device="cpu", precision="fp32", interface="decoder", graph=GRAPH_NAME, files=(),
-        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, proof={},
-    )  # fmt: skip
-    engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=1)
-    return engine.run(np.arange(3, 40, dtype=np.int64), np.arange(37, dtype=np.int64))
-
-
-BITS = st.integers(0, 12)
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    embedding=BITS,
-    parts=st.dictionaries(st.sampled_from(ranges.FOLDED), st.dictionaries(st.integers(0, 1), BITS)),
-)
-def test_folds_are_exact(
-    embedding: int,
-    parts: dict[str, dict[int, int]],
-    opened: Any,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    root = tmp_path_factory.mktemp("folds")
-    plain = build_fp32(opened, root / "plain", Folds())
-    folded = build_fp32(opened, root / "folded", Folds(embedding=embedding, parts=parts))
-    assert folded.tobytes() == plain.tobytes()
-
-
-# --- how it is decided
-
-
-def test_fold_takes_the_fewest_bits() -> None:
-    found = Ranges()
-    for layer, size in enumerate((1.0, ranges.LIMIT, ranges.LIMIT * 1.01, ranges.LIMIT * 4)):
-        found.add(layer, ranges.PRODUCT, "p", torch.tensor([-size]))
-        found.add(layer, ranges.STREAM, "s", torch.tensor([size * 100]))
-    found.add(0, ranges.FIXED, "f", torch.tensor([ranges.LIMIT]))
-    folds, beyond, faint = fold(found)
-    assert folds.parts[ranges.PRODUCT] == {2: 1, 3: 2}
-    assert (beyond, faint) == ([], [])
-    assert not any(folds.parts[part] for part in ranges.FOLDED if part != ranges.PRODUCT)
-    found.add(0, ranges.FIXED, "gate", torch.tensor([2 * ranges.LIMIT]))
-    found.add(1, ranges.MLP, "down", torch.tensor([ranges.LIMIT * 2.0**13]))
-    _, beyond, _ = fold(found)
-    assert beyond == ["down reaches 1.34e+08", "gate reaches 3.28e+04"]
-
-
-def test_fold_makes_room_for_weights_that_make_up_for_another_fold() -> None:
-    found = Ranges()
-    found.add(0, ranges.VALUES, "v", torch.tensor([4 * ranges.LIMIT]))
-    found.add_weights(0, ranges.ATTENTION, "o_proj.weight", torch.tensor([[20_000.0, 1.0]]))
-    found.add_weights(0, ranges.ATTENTION, "o_proj.bias", torch.tensor([20_000.0, 1.0]))
-    folds, beyond, faint = fold(found)
-    # 4 * 20,000 / 2 fits; the bias needs no fold and takes the second one
-    assert folds.parts[ranges.VALUES] == {0: 2}
-    assert folds.parts[ranges.ATTENTION] == {0: 1}
-    assert [folds.power(weights) for weights in found.weights] == [1, -1]
-    assert (beyond, faint) == ([], [])
-
-
-def test_fold_says_which_weights_would_become_faint() -> None:
-    torch.manual_seed(0)
-    found = Ranges()
-    usual = torch.randn(50, 50) * 0.02
-    usual[7, 7] = 2.0**27
-    found.add_weights(3, ranges.MLP, "down_proj.weight", usual)
-    folds, beyond, faint = fold(found)
-    assert folds.parts[ranges.MLP] == {3: 12}
-    assert not beyond
-    (text,) = faint
-    assert text.startswith("folded by 2^-12, down_proj.weight would lose 0.")
-    found.weights.clear()
-    usual[7, 7] = 2.0**18
-    found.add_weights(3, ranges.MLP, "down_proj.weight", usual)
-    assert fold(found)[2] == []
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_fold_refuses_what_is_not_finite(value: float) -> None:
-    found = Ranges()
-    found.add(0, ranges.VALUES, "there", torch.tensor([value, 1.0]))
-    assert len(fold(found)[1]) == 1
-
-
-@torch.no_grad()
-def test_watched_looks_at_tokens_alone() -> None:
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaMLP
-
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mlp = LlamaMLP(LlamaConfig(**checkpoints.sizes(8)))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.mlp(x)
-            return out
-
-    torch.manual_seed(0)
-    layer = Layer()
-    x = torch.randn(2, 5, 64)
-    valid = torch.ones(2, 5, dtype=torch.bool)
-    valid[1, 3:] = False
-    config = read_config(_llama_config())
-    sizes = []
-    for factor in (1.0, 1e6):
-        x[1, 3:] = factor
-        found = Ranges()
-        with watched(layer, 0, config, found, valid):
-            layer(x)
-        sizes.append(found.largest)
-        expected = layer.mlp.up_proj(x[valid]).abs().max()
-        product = layer.mlp.act_fn(layer.mlp.gate_proj(x[valid])) * layer.mlp.up_proj(x[valid])
-        largest = max(float(expected), float(product.abs().max()))
-        assert found.largest[0, ranges.PRODUCT] == pytest.approx(largest, rel=1e-5)
-    assert sizes[0] == pytest.approx(sizes[1])
-    assert not layer.mlp.up_proj._forward_hooks
-
-
-def _llama_config() -> dict[str, Any]:
-    from transformers import LlamaConfig
-
-    return {**LlamaConfig(**checkpoints.sizes(8)).to_dict(), "model_type": "llama"}
+# --- before anything runs
 
 
 def test_what_it_takes_is_said_before_anything_runs(checkpoint: Path, tmp_path: Path) -> None:

@@ -151,9 +151,28 @@ def explain(runtime: Any, missing: list[str]) -> str:
             f"{LINUX_DRIVER} is NVIDIA's driver, which comes with the system, not pip: install "
             f"it{newer}, or pass device='cpu'"
         )
-    if missing != [LINUX_DRIVER]:
+    owners = {name: _owner(name) for name in missing if name != LINUX_DRIVER}
+    damaged = sorted({owner for owner in owners.values() if owner is not None})
+    if damaged:  # pip would take them for installed
+        parts.append(
+            f"run pip install --force-reinstall --no-deps {' '.join(damaged)}, whose libraries are "
+            "gone or do not load"
+        )
+    if None in owners.values():
         parts.append(f"run {GPU_COMMAND}, whose libraries are for CUDA {major}")
     return "; ".join(parts)
+
+
+def _owner(library: str) -> str | None:
+    """Which of pip's nvidia packages brought a library, by its own list of files."""
+    for name, version in nvidia_packages().items():
+        try:
+            files = metadata.files(name) or ()
+        except metadata.PackageNotFoundError:
+            continue
+        if any(file.name == library for file in files):
+            return f"{name}=={version}"
+    return None
 
 
 def _loads(name: str) -> bool:
