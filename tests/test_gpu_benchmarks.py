@@ -56,7 +56,7 @@ def test_cases_have_the_lengths_they_are_named_for(package: Path) -> None:
     given = gpu_cases.cases(Scorer.load(package, device="cpu"))
     assert len(given.one.ids) == pytest.approx(512, abs=24)
     lengths = [len(one.ids) for one in given.many]
-    assert (len(lengths), min(lengths) >= 230, max(lengths) <= 780) == (32, True, True)
+    assert (len(lengths), min(lengths) >= 256, max(lengths) <= 768) == (32, True, True)
     assert len(given.best) == 16
     assert {one.problem for one in given.best} == {given.best[0].problem}
     assert given.best[0].prompt == pytest.approx(400, abs=8)
