@@ -31,6 +31,7 @@ from prm_edge_runtime.errors import (
     ConfigError,
     DeviceError,
     ExportError,
+    ProofError,
     UnsupportedError,
     VariantError,
 )
@@ -231,6 +232,20 @@ def test_bf16_check_loses_less_than_torchs_bfloat16_does(package: Path, checkpoi
     torch_rms = float(np.sqrt(np.mean(np.concatenate(errors) ** 2))) / float(proof["logit_std"])
     # torch rounds the residual stream too, and nothing rounds what nobody rounds
     assert 0.3 * torch_rms < float(proof["logit_rel_rms"]) < torch_rms
+
+
+def test_fp16_graph_itself_must_be_the_model(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = replace(proof.BUDGETS["fp16"], tolerance=1e-9)
+    monkeypatch.setitem(proof.BUDGETS, "fp16", budget)
+    with pytest.raises(
+        ProofError, match=r"on the CPU, the graph itself differs .*allowed are 1e-09"
+    ):
+        export_half(checkpoint, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+    report = export_half(checkpoint, tmp_path / "p", allow_drift=True)
+    assert 1e-9 < report["proof"]["on_cpu_max_abs_dp"] < 5e-3
 
 
 def test_report_says_what_was_measured(package: Path) -> None:

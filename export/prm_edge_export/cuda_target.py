@@ -291,10 +291,14 @@ def open_for_proof(
 def check_itself(
     plan: Plan, half: Half, package: Package, texts: Sequence[proof.Text]
 ) -> dict[str, float]:
-    """Run the float16 graph itself on the CPU, which has no bfloat16, within the same budget.
+    """Run the float16 graph itself on the CPU, which has no bfloat16, within its self-test's limit.
+
+    The rounded graph is what the budget is for. This one is rounded elsewhere than on a GPU, and
+    shows that what was written is the same model. int4, which may lose more at a single step, is
+    held to its budget of means.
 
     Raises:
-        ProofError: over budget.
+        ProofError: when it is not.
     """
     if half.form != FP16:
         return {}
@@ -302,7 +306,16 @@ def check_itself(
     with Scorer.from_package(package, variant) as scorer:
         results = proof.compare(scorer, plan.encoder, half.reference, texts)
         figures = proof.measure(results, scorer.threshold)
-    over = proof.check_budget(figures, results, half.precision)
-    if over is not None and not plan.options.allow_drift:
-        raise ProofError(f"run on the CPU, the graph itself is {over}\nnothing was written")
-    return {"on_cpu_max_abs_dp": float(figures["max_abs_dp"])}
+    largest, allowed = float(figures["max_abs_dp"]), proof.BUDGETS[half.precision].tolerance
+    if half.precision == INT4:
+        over = proof.check_budget(figures, results, INT4)
+        wrong = None if over is None else f"is {over}\n"
+    else:
+        text = f"differs from torch by up to {largest:.3g}, allowed are {allowed:g}, "
+        wrong = None if largest <= allowed else text
+    if wrong is not None and not plan.options.allow_drift:
+        raise ProofError(
+            f"run on the CPU, the graph itself {wrong}though the same graph in float32 passed: "
+            "please report this\nnothing was written"
+        )
+    return {"on_cpu_max_abs_dp": largest}
