@@ -318,12 +318,16 @@ def test_bf16_that_was_chosen_is_proven_like_bf16_that_was_asked_for(
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"precision": "fp32"}, ConfigError, "cuda is for --precision fp16 or bf16, got fp32"),
+        (
+            {"precision": "fp32"},
+            ConfigError,
+            "cuda is for --precision fp16, bf16 or int4, got fp32",
+        ),
         ({"precision": "int8"}, ConfigError, "int8 is for the CPU, got --target cuda"),
         (
             {"target": "cpu", "precision": "fp16"},
             ConfigError,
-            "cpu is for --precision fp32 or int8",
+            "cpu is for --precision fp32, int8 or int4, got fp16",
         ),
         ({"target": "npu"}, ConfigError, "--target 'npu' is not one of cpu, cuda"),
         ({"backend": "optimum"}, UnsupportedError, "--target cuda needs the native backend"),

@@ -253,6 +253,18 @@ def test_open_session_cuda_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert given["use_tf32"] == "0"
 
 
+def test_open_session_tells_cuda_alone_how_int4_is_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, cuda=True)
+    monkeypatch.setattr(ort, "products_saturate", lambda: False)
+    told = []
+    for device, precision in (("cuda", "int4"), ("cuda", "fp16"), ("cpu", "int4")):
+        ort.open_session(Path("g.onnx"), device=device, threads=1, precision=precision)
+        told.append(fake.said[-1][1]["config"].get("ep.cuda.fpa_intb_gemm"))
+    assert told == ["1", None, None]
+
+
 def test_place_numbers_gpus_alone() -> None:
     options = CudaOptions(gpu=2)
     assert ort.Place(device="cuda", options=options).number == 2

@@ -7,7 +7,7 @@ there is one, else on the CPU, and it says which.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,19 +17,23 @@ from prm_edge_runtime.errors import CheckpointError, DeviceError, ProofError, Un
 from prm_edge_runtime.manifest import TOKENIZER_NAME
 from prm_edge_runtime.package import Package
 
-from . import proof, ranges
+from . import cuda_blocks, gpu_memory, proof, ranges
 from .graph import GRAPH_NAME
 from .half import BF16, FP16, build_half
+from .half_blocks import widen_blocks
 from .pace import paced
 from .package_files import listed_files
-from .plan import Plan
-from .quantization.layers import LayerRunner
-from .quantization.texts import CALIBRATION, refuse_shared
+from .plan import INT4, Plan
+from .quantization.kinds import CUDA_MENU
+from .quantization.layers import LayerRunner, StoredReference
+from .quantization.search import Quantized
+from .quantization.texts import CALIBRATION, Solutions, refuse_shared
 from .ranges import Folds
 from .reference import refuse_unused
 
 GPU: Final = "the graph itself, on this machine's GPU"
 ROUNDED: Final = "a float32 graph on the CPU with the same weights and each node's result rounded"
+# by the precision of activations
 CHECKS: Final = {
     # between two nodes that it computes in float32 onnxruntime does not round: not enough alone
     FP16: f"{ROUNDED} to float16, and the graph itself there",
@@ -49,12 +53,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Half:
-    """What was decided from the measured ranges, and the reference's answers for the proof."""
+    """What was decided from the measured ranges, and the reference's answers for the proof.
+
+    ``form``: the precision of activations, which is the variant's own unless that is int4.
+    """
 
     precision: str
+    form: str
     reason: str
     folds: Folds
-    reference: proof.Reference
+    reference: StoredReference
     report: dict[str, Any]
 
 
@@ -69,7 +77,8 @@ def decide(
 ) -> Half:
     """Measure the model and choose float16, folded where it must be, or bfloat16.
 
-    ``proven``: the records of the proof; ``open_choice``: whether the user left the precision open.
+    ``proven``: the records of the proof. ``open_choice``: whether the user left the precision open,
+    as int4 does that of activations.
 
     Raises:
         CheckpointError: as reading the weights.
@@ -85,11 +94,16 @@ def decide(
         paced("ranges and reference", say),
     )
     folds, beyond, faint = ranges.fold(found)
-    precision, reason = _chosen(plan.options.precision, found, folds, beyond, faint, open_choice)
+    asked, what = plan.options.precision, "precision"
+    if asked == INT4:
+        asked, what, open_choice = FP16, "activations", True
+    form, reason = _chosen(asked, found, folds, beyond, faint, open_choice)
+    reason = f"{what}: {reason}"
     say(reason)
-    folds = folds if precision == FP16 else Folds()
+    folds = folds if form == FP16 else Folds()
     return Half(
-        precision=precision,
+        precision=INT4 if plan.options.precision == INT4 else form,
+        form=form,
         reason=reason,
         folds=folds,
         reference=reference,
@@ -108,18 +122,16 @@ def _chosen(
     """The precision, and a line that says why."""
     said = f"{_largest(found)}, float16 holds {ranges.LARGEST:.0f}"
     if asked != FP16:
-        return BF16, f"precision: bf16, as asked ({said})"
+        return BF16, f"bf16, as asked ({said})"
     if beyond:
         reason = f"no folding brings it into float16: {beyond[0]}"
         if not open_choice:
             raise UnsupportedError(f"{said}; {reason}; use --precision bf16")
-        return BF16, f"precision: bf16 ({said}; {reason})"
+        return BF16, f"bf16 ({said}; {reason})"
     if faint and open_choice:
-        return BF16, f"precision: bf16 ({said}; {faint[0]})"
+        return BF16, f"bf16 ({said}; {faint[0]})"
     what = _described(folds) if folds else "nothing needs folding"
-    return FP16, (
-        f"precision: fp16 ({said}, {ranges.HEADROOM:g} times as much must fit for values; {what})"
-    )
+    return FP16, f"fp16 ({said}, {ranges.HEADROOM:g} times as much must fit for values; {what})"
 
 
 def _largest(found: ranges.Ranges) -> str:
@@ -177,21 +189,32 @@ def _described(folds: Folds) -> str:
     return f"folded, exactly: {', '.join(parts)}"
 
 
-def build(plan: Plan, half: Half, folder: Path, say: Say) -> None:
-    """Write the variant's graph.
+def build(
+    plan: Plan, half: Half, folder: Path, solutions: Solutions | None, say: Say
+) -> Quantized | None:
+    """Write the variant's graph; what was chosen, where there was a choice of linears.
 
     Raises:
         CheckpointError, UnsupportedError: as :func:`.half.build_half`.
     """
-    _build(
-        plan,
-        half,
-        folder,
-        lambda done, total: say(f"graph: layer {done} of {total}"),
-        widened=False,
-    )
+    quantized = None
+    if half.precision == INT4:
+        assert solutions is not None  # every calibrated precision that plans has them
+        quantized = cuda_blocks.build_within_target(
+            plan,
+            solutions,
+            half.reference,
+            folder,
+            form=half.form,
+            folds=half.folds,
+            say=say,
+            progress=paced("calibration", say),
+        )
+    else:
+        _build(plan, half, folder, paced("graph", say), widened=False)
     for name in refuse_unused(plan.checkpoint.tensors):
         say(f"not needed for scores: {name}")
+    return quantized
 
 
 def _build(
@@ -203,12 +226,44 @@ def _build(
         plan.head,
         plan.checkpoint.tensors,
         folder,
-        precision=half.precision,
+        precision=half.form,
         folds=half.folds,
         max_tokens=plan.max_tokens,
         widened=widened,
         progress=progress,
     )
+
+
+def _widen(plan: Plan, half: Half, packaged: Path, folder: Path) -> None:
+    """Write the float32 graph that the variant is checked with."""
+    if half.precision != INT4:
+        _build(plan, half, folder, lambda done, total: None, widened=True)
+        return
+    assert plan.decoder is not None  # as in decide
+    widen_blocks(
+        plan.decoder,
+        plan.head,
+        plan.checkpoint.tensors,
+        packaged,
+        folder,
+        form=half.form,
+        folds=half.folds,
+        max_tokens=plan.max_tokens,
+    )
+
+
+def report(plan: Plan, half: Half, quantized: Quantized | None, say: Say) -> dict[str, Any]:
+    """What a report has of a GPU besides: measured ranges, estimated memory, which is also said."""
+    assert plan.decoder is not None  # as in decide
+    share = None if quantized is None else quantized.report["shares"][CUDA_MENU.kinds[0]]
+    needs = gpu_memory.estimate(
+        plan.decoder,
+        half.precision,
+        tokens=min(plan.max_tokens, gpu_memory.USUAL_TOKENS),
+        first_share=share,
+    )
+    say(needs.line())
+    return {"ranges": half.report, "gpu_memory": {**asdict(needs), "total": needs.total}}
 
 
 def open_for_proof(
@@ -225,12 +280,12 @@ def open_for_proof(
             return Scorer.from_package(package, variant), GPU
         except DeviceError as error:
             say(f"no GPU to prove it on: {error}")
-    _build(plan, half, scratch, lambda done, total: None, widened=True)
+    _widen(plan, half, package.path(variant.graph).parent, scratch)
     (scratch / TOKENIZER_NAME).write_bytes(plan.files.raw)
     listed = replace(package.manifest, files=listed_files(scratch))
     rounded = replace(variant, device="cpu", graph=GRAPH_NAME)
     rounding = replace(package, root=scratch, manifest=listed)
-    return Scorer.from_package(rounding, rounded), CHECKS[half.precision]
+    return Scorer.from_package(rounding, rounded), CHECKS[half.form]
 
 
 def check_itself(
@@ -239,22 +294,28 @@ def check_itself(
     """Run the float16 graph itself on the CPU, which has no bfloat16, within its self-test's limit.
 
     The rounded graph is what the budget is for. This one is rounded elsewhere than on a GPU, and
-    shows that what was written is the same model.
+    shows that what was written is the same model. int4, which may lose more at a single step, is
+    held to its budget of means.
 
     Raises:
         ProofError: when it is not.
     """
-    if half.precision != FP16:
+    if half.form != FP16:
         return {}
     variant = replace(package.manifest.variants[0], device="cpu")
     with Scorer.from_package(package, variant) as scorer:
         results = proof.compare(scorer, plan.encoder, half.reference, texts)
         figures = proof.measure(results, scorer.threshold)
     largest, allowed = float(figures["max_abs_dp"]), proof.BUDGETS[half.precision].tolerance
-    if not largest <= allowed and not plan.options.allow_drift:
+    if half.precision == INT4:
+        over = proof.check_budget(figures, results, INT4)
+        wrong = None if over is None else f"is {over}\n"
+    else:
+        text = f"differs from torch by up to {largest:.3g}, allowed are {allowed:g}, "
+        wrong = None if largest <= allowed else text
+    if wrong is not None and not plan.options.allow_drift:
         raise ProofError(
-            f"run on the CPU, the graph itself differs from torch by up to {largest:.3g}, allowed "
-            f"are {allowed:g}, though the same graph in float32 passed: please report this\n"
-            "nothing was written"
+            f"run on the CPU, the graph itself {wrong}though the same graph in float32 passed: "
+            "please report this\nnothing was written"
         )
     return {"on_cpu_max_abs_dp": largest}

@@ -134,7 +134,7 @@ def _write(
             "parameters": parameters(plan),
         },
         **({} if quantized is None else {"plan": quantized.report}),
-        **({} if half is None else {"ranges": half.report}),
+        **({} if half is None else cuda_target.report(plan, half, quantized, say)),
     }
     write_small_files(plan, writer, proof.self_test_cases(proven.results), report)
     variant = replace(manifest.variants[0], proof=proven.summary)
@@ -194,7 +194,7 @@ def _prove(
         for line in proof.lines(figures):
             say(line)
         if over is not None and not options.allow_drift:
-            raise ProofError(_refused(over, quantized))
+            raise ProofError(_refused(over, quantized, half))
         if options.expect is not None:
             figures |= check_expected(scorer, options.expect)
             say(
@@ -210,11 +210,11 @@ def _prove(
     return Proven(results=results, summary=summary, speed=speed)
 
 
-def _refused(over: str, quantized: Quantized | None) -> str:
+def _refused(over: str, quantized: Quantized | None, half: cuda_target.Half | None) -> str:
     exact = ""
     if quantized is not None:
         over = "\n".join([over, "linears that lose most:", *quantized.worst])
-        exact = "; --precision fp32 is exact"
+        exact = f"; --precision {'fp32 is exact' if half is None else 'fp16 loses less'}"
     return f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
 
 
@@ -223,8 +223,7 @@ def _build(
 ) -> tuple[proof.Reference, Quantized | None]:
     """Write the variant's graph; return the reference, made from the same tensors."""
     if half is not None:
-        cuda_target.build(plan, half, folder, say)
-        return half.reference, None
+        return half.reference, cuda_target.build(plan, half, folder, work.solutions, say)
     tensors = plan.checkpoint.tensors
     if work.solutions is not None and plan.decoder is not None:
         quantized = build_within_target(

@@ -79,7 +79,7 @@ def require_room(plan: Plan, work: Workload, folder: Path, say: Say) -> None:
     measured = work.measured.records if work.measured else []
     needs = preflight.estimate(
         plan.decoder,
-        plan.options.precision,
+        plan.options.variant,
         preflight.lengths(
             [len(record.ids) for record in (*fitted, *searched, *measured, *work.proof)],
             [len(record.ids) for record in fitted],

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,9 +153,12 @@ def open_session(
     device: str,
     threads: int,
     options: CudaOptions | None = None,
+    precision: str = "",
     record_assignment: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device asked for; there is no fallback.
+
+    ``precision``: of the variant, where it is one's graph.
 
     Raises:
         DeviceError: when the provider is missing or the session ended up elsewhere.
@@ -165,6 +168,8 @@ def open_session(
     config = {"session.record_ep_graph_assignment_info": "1"} if record_assignment else {}
     if device == "cpu":
         config["session.x64quantprecision"] = "1" if products_saturate() else "0"
+    else:
+        config |= place.options.session_options(precision)
     return _open(str(path), path, place, threads, config)
 
 
@@ -174,7 +179,9 @@ def open_copier(model: bytes, place: Place) -> onnxruntime.InferenceSession:
     Raises:
         DeviceError, EngineError: as :func:`open_session`.
     """
-    return _open(model, "the graphs that copy keys and values", place, 1, {})
+    # what it copies has another size each time, so that nothing of it can be replayed
+    plain = replace(place, options=replace(place.options, graphs=False))
+    return _open(model, "the graphs that copy keys and values", plain, 1, {})
 
 
 def _open(

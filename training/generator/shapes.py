@@ -13,14 +13,14 @@ from .linear import Side, Sides, Term, simple, total
 from .records import Context
 
 SHAPES = (
-    "x+b=c", "ax=c", "ax+b=c", "x/a=c", "ax+b=cx+d",  # the last of each row is held out
+    "x+b=c", "ax=c", "ax+b=c", "x/a=c", "ax+b=cx+d",  # the last of each row of five is held out
     "a(x+b)=c", "ax+bx=c", "x/a+b=c", "(x+b)/a=c", "a(x+b)+cx=d",
-    "ax+b+cx+d=e", "a(x+b)=c(x+d)", "b-ax=c", "c=ax+b", "a-b(x+c)=d",
+    "ax+b+cx+d=e", "a(x+b)=c(x+d)", "b-ax=c", "c=ax+b", "ax+b=cx+d",
     "(ax+b)/c=d", "ax=bx+c", "a(x+b)+c(x+d)=e", "a-(x+b)=c", "(ax+b)/c=dx+e",
+    "a-b(x+c)=d",  # held out until the last run: where a minus before brackets is learnt
 )  # fmt: skip
-
 # Terms of the two sides of the held-out shapes: what free shapes must not be.
-HELD_OUT = {("cv", "cv"), ("bv", "c"), ("bc", "c"), ("cv", "d")}
+HELD_OUT = {("cv", "cv"), ("bv", "c"), ("cv", "d")}
 FREE = "free"
 
 
