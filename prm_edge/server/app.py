@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from . import bodies
 from .backend import Backend, estimated_tokens
-from .guard import SEEN, JsonResponse, Seen, guarded
+from .guard import GONE, SEEN, JsonResponse, Seen, guarded
 from .intake import Intake
 from .keys import Keys
 from .limits import Limits
@@ -301,11 +301,11 @@ class Api:
         *,
         finished: Callable[[], None] | None = None,
     ) -> Any:
-        worker = self.worker
+        worker, loop = self.worker, asyncio.get_running_loop()
         job = Job(
             client=_seen(request).client,
             tokens=tokens,
-            done=asyncio.get_running_loop().create_future(),
+            done=loop.create_future(),
             queued_s=time.monotonic(),
             work=work,
             finished=finished,
@@ -316,11 +316,13 @@ class Api:
             if finished is not None:
                 finished()
             raise
-        gone = asyncio.ensure_future(_wait_until_gone(request))
+        told = request.scope.get(GONE)
+        gone = told or loop.create_task(_wait_until_gone(request))
         try:
             return await worker.result(job, gone)
         finally:
-            gone.cancel()
+            if gone is not told:
+                gone.cancel()
 
 
 def create_app(

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .guard import GONE
 from .limits import Limits
 from .refusals import RefusedError
 
@@ -65,6 +66,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
+            self._gone = self.loop.create_future()
             # asyncio does so only for sockets that say they are TCP, which create_server's do not:
             # without it the end of a long answer waits 40 ms for the client to confirm the rest
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -90,6 +92,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
         def on_headers_complete(self) -> None:
             self._head_bytes = 0
             self._in_head = False
+            self.scope[GONE] = self._gone  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
@@ -98,6 +101,8 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            if not self._gone.done():
+                self._gone.set_result(None)
             super().connection_lost(exc)
 
         def _arm(self) -> None:

@@ -30,7 +30,10 @@ from .metrics import OTHER, Metrics
 from .refusals import FAILED, RefusedError, refusal
 from .worker import ClientGone
 
-SEEN: Final = "prm_edge.seen"  # key of the scope
+# Keys of the scope: what is known of the request, and a future that is done when its client has
+# gone, where the connection is one of ours.
+SEEN: Final = "prm_edge.seen"
+GONE: Final = "prm_edge.gone"
 OPEN_PATHS: Final = ("/health",)  # a load balancer has no key
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 JSON_TYPE: Final = re.compile(rb'application/json *(; *charset *= *"?utf-8"? *)?', re.IGNORECASE)
