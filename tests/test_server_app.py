@@ -82,9 +82,9 @@ def test_answers_have_probabilities_where_the_package_is_calibrated() -> None:
     scorer.package = replace(package, manifest=replace(package.manifest, calibration=fitted))
     data = {"problem": PROBLEM, "steps": ["0.9", "0.2"]}
     backend = Backend(scorer)
-    (told,) = backend.score_many([(PROBLEM, ("0.9", "0.2"))])
-    assert not isinstance(told, Exception)
-    answer = told[0]
+    (scored,) = backend.score_many([(PROBLEM, ("0.9", "0.2"))])
+    assert not isinstance(scored, Exception)
+    answer = backend.told(scored[0])
     ranked, _ = backend.rank(PROBLEM, [("0.9", "0.2")], None)
     assert answer == as_scored(scorer, data)
     assert answer["probabilities"] == [0.75, 0.333333]

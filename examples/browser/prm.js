@@ -60,7 +60,8 @@ export class Prm {
   async #open() {
     const raw = parse(await this.read("tokenizer.json"));
     // text must never become an added token: a student who types one must not shift the scores
-    this.tokenizer = new Tokenizer({ ...raw, added_tokens: [], truncation: null, padding: null }, {});
+    const changed = { pre_tokenizer: withAllDigits(raw.pre_tokenizer), truncation: null, padding: null };
+    this.tokenizer = new Tokenizer({ ...raw, ...changed, added_tokens: [] }, {});
     const special = (raw.added_tokens ?? []).filter((token) => token.special);
     this.forbidden = new Set(special.map((token) => token.id));
     if ("domain.json" in this.manifest.files) {
@@ -192,6 +193,15 @@ function chosen(manifest, name) {
     fits(entry) && (name === null || entry[0] === name));
   if (!found) throw new PackageError(`no variant ${name ?? ""} for the CPU with a decoder graph`);
   return found[0];
+}
+
+// What is a digit to tokenizers in Python is any number of Unicode, such as ½ or ²; to the library
+// for browsers (0.2.0) only 0 to 9. A Split says the same to both.
+function withAllDigits(part) {
+  if (part?.type === "Sequence") return { ...part, pretokenizers: part.pretokenizers.map(withAllDigits) };
+  if (part?.type !== "Digits") return part;
+  const Regex = part.individual_digits ? "\\p{N}" : "\\p{N}+";
+  return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
 }
 
 // The tokens that every record begins with, and their keys and values, one array for each layer's

@@ -1,7 +1,7 @@
 """The model behind the server: the only module that knows :class:`Scorer` and :class:`Session`.
 
-Everything here that computes is called in the worker's thread, and returns its result together
-with the tokens that it ran.
+Everything here that runs the model is called in the worker's thread, and returns its result
+together with the tokens that it ran.
 """
 
 from __future__ import annotations
@@ -67,23 +67,29 @@ class Backend:
         """Cut a response into steps."""
         return tuple(self._scorer.split(response))
 
-    def score_many(self, solutions: Sequence[Solution]) -> list[tuple[Any, int] | Exception]:
-        """Score solutions together; what is wrong with one of them is its own result alone."""
+    def score_many(self, solutions: Sequence[Solution]) -> list[tuple[StepScores, int] | Exception]:
+        """Score solutions together; what is wrong with one of them is its own result alone.
+
+        They are told by :meth:`told`, elsewhere: the model goes on meanwhile.
+        """
         if len(solutions) > 1:
             try:
-                return [self._scored(result) for result in self._scorer.score_many(solutions)]
+                scored = self._scorer.score_many(solutions)
+                return [(result, result.n_tokens_run) for result in scored]
             except PrmEdgeError:
                 pass  # one of them is wrong: each says for itself whether it is the one
         return [self._score(*solution) for solution in solutions]
 
-    def _score(self, problem: str, steps: tuple[str, ...]) -> tuple[Any, int] | Exception:
+    def _score(self, problem: str, steps: tuple[str, ...]) -> tuple[StepScores, int] | Exception:
         try:
-            return self._scored(self._scorer.score(problem, steps))
+            result = self._scorer.score(problem, steps)
         except Exception as error:
             return error
+        return result, result.n_tokens_run
 
-    def _scored(self, result: StepScores) -> tuple[Answer, int]:
-        return {**self._describe(result), **self.about}, result.n_tokens_run
+    def told(self, result: StepScores) -> Answer:
+        """What a client is told of one solution; as ``prm-edge score`` writes it."""
+        return {**self._describe(result), **self.about}
 
     def rank(
         self, problem: str, candidates: Sequence[tuple[str, ...]], by: str | None
