@@ -119,7 +119,7 @@ def test_session_starts_with_steps_undoes_and_forks(client: TestClient, scorer: 
     assert fork["id"] != opened["id"]
     assert fork["scores"] == opened["scores"]
     assert post(client, f"{path}/undo", {})["scores"] == opened["scores"][:1]
-    assert post(client, f"{path}/undo", {"n": 1, "after": 1})["scores"] == []
+    assert post(client, f"{path}/undo", {"n": 1.0, "after": 1})["scores"] == []
     assert client.get(f"/v1/sessions/{fork['id']}").json()["scores"] == opened["scores"]
     assert client.delete(path).status_code == 204
     assert client.get(path).status_code == 404
@@ -170,6 +170,7 @@ def test_session_refuses_what_does_not_fit_its_state(client: TestClient) -> None
         ("/v1/sessions/x/steps", {}, "steps must be a list of strings, got null"),
         ("/v1/sessions/x/steps", {"steps": ["s"], "after": -1}, "after must be a whole number"),
         ("/v1/sessions/x/undo", {"n": True}, "n must be a whole number of 0 or more, got true"),
+        ("/v1/sessions/x/undo", {"n": 1.5}, "n must be a whole number of 0 or more, got a numb"),
         ("/v1/sessions/x/fork", {"n": 1}, "the key 'n' is not known here; allowed: none"),
     ],
 )

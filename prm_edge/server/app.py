@@ -61,7 +61,7 @@ class Api:
         self._with_text = with_text
         self._on_failure = on_failure
         self._worker: Worker | None = None
-        self._document = document(limits)
+        self._document = document(limits, about["aggregates"])
         self._page = page(self._document)
 
     @asynccontextmanager
