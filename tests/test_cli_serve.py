@@ -199,67 +199,6 @@ def test_serve_reads_requests_strictly_and_never_hangs(server: Server) -> None:
         assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+)", got)] == statuses, sent
 
 
-def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Path) -> None:
-    import asyncio
-
-    import uvicorn
-
-    from prm_edge.server.app import create_app
-    from prm_edge.server.backend import Backend
-    from prm_edge.server.connections import connection_class
-    from prm_edge.server.limits import Limits
-
-    limits = Limits(connections=2, header_s=0.2)
-
-    async def talk(port: int, sent: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        got = await asyncio.wait_for(reader.read(), 30)  # until it is closed
-        writer.close()
-        return got
-
-    async def test(scorer: Scorer) -> None:
-        listening = run.open_socket("127.0.0.1", 0)
-        config = uvicorn.Config(
-            create_app(Backend(scorer), limits=limits),
-            http=connection_class(limits),
-            log_config=None,
-            ws="none",
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.ensure_future(server.serve(sockets=[listening]))
-        port = listening.getsockname()[1]
-        good = b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        assert b"200 OK" in await talk(port, good)
-        mute, half = (asyncio.ensure_future(talk(port, s)) for s in (b"", b"GET / HTTP/1.1\r\nHo"))
-        while len(server.server_state.connections) < 2:
-            await asyncio.sleep(0.005)
-        for connection in server.server_state.connections:
-            one = connection.transport.get_extra_info("socket")
-            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms an answer
-        full = await talk(port, good)
-        assert full.startswith(b"HTTP/1.1 429 ")
-        assert b"Retry-After: 1\r\n" in full
-        assert json.loads(full.partition(b"\r\n\r\n")[2])["error"]["code"] == "busy"
-        assert await mute == await half == b""
-        # one write for head and body; a head without end is refused, a body of that size is not
-        endless = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 10_000
-        assert (await talk(port, endless)).startswith(b"HTTP/1.1 431 ")
-        large = b'{"problem": "p", "steps": ["' + b"1" * 100_000
-        head = (
-            b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: 100028\r\n\r\n"
-        )
-        assert (await talk(port, head + large)).startswith(b"HTTP/1.1 400 ")  # of the JSON's end
-        assert b"200 OK" in await talk(port, good)
-        server.should_exit = True
-        await task
-        listening.close()
-
-    with Scorer.load(tiny_package) as scorer:
-        asyncio.run(asyncio.wait_for(test(scorer), 60))
-
-
 def test_serve_ends_when_the_self_test_fails(tiny_package: Path, tmp_path: Path) -> None:
     import hashlib
     import shutil
