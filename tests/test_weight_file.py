@@ -44,21 +44,6 @@ def test_small_tensors_stay_in_the_graph(tmp_path: Path) -> None:
     assert (tmp_path / "data").stat().st_size == 0
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32])
-def test_integers_stay_in_the_graph_whatever_their_size(tmp_path: Path, kind: type) -> None:
-    values = np.arange(5000, dtype=kind)
-    with WeightFile(tmp_path / "data") as file:
-        tensor = file.add("positions", values)
-    np.testing.assert_array_equal(numpy_helper.to_array(tensor), values)
-    assert (tmp_path / "data").stat().st_size == 0
-
-
-def test_bytes_of_weights_go_to_the_file(tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "data") as file:
-        assert file.add("weight", np.zeros(5000, dtype=np.uint8)).external_data
-    assert (tmp_path / "data").stat().st_size == 5000
-
-
 def test_blocks_that_are_not_the_whole_are_refused(tmp_path: Path) -> None:
     with (
         WeightFile(tmp_path / "data") as file,

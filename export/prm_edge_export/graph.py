@@ -78,6 +78,7 @@ class DecoderBuilder:
         self.weights = weights
         self.nodes: list[Any] = []
         self.initializers: list[TensorProto] = []
+        self.shapes: list[Any] = []  # of values whose shape is not inferred
 
     def node(
         self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
@@ -355,6 +356,7 @@ class DecoderBuilder:
             [_value(tensor) for tensor in contract.decoder_inputs(*shape, self.cache_type)],
             [_value(tensor) for tensor in contract.decoder_outputs(*shape, self.cache_type)],
             self.initializers,
+            value_info=self.shapes,
         )
         return helper.make_model(
             graph,

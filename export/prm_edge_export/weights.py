@@ -20,9 +20,6 @@ from prm_edge_runtime.errors import ExportError
 # Page size: onnxruntime maps external data, and can only map from a page boundary.
 ALIGNMENT: Final = 4096
 INLINE_BYTES: Final = 1024  # smaller tensors stay in the graph: shapes, indices, scalars
-# These stay whatever their size: shape inference reads them, and refuses a graph where they are in
-# another file; onnxruntime-web in more places (through Concat) than onnxruntime.
-INLINE_TYPES: Final = (np.dtype(np.int64), np.dtype(np.int32))
 
 
 class WeightFile:
@@ -46,7 +43,7 @@ class WeightFile:
 
     def add(self, name: str, array: NDArray[Any]) -> TensorProto:
         """Append one tensor and return the initializer that refers to it."""
-        if array.nbytes < INLINE_BYTES or array.dtype in INLINE_TYPES:
+        if array.nbytes < INLINE_BYTES:
             return numpy_helper.from_array(np.ascontiguousarray(array), name)
         return self.add_blocks(name, array.shape, array.dtype, (array,))
 
