@@ -34,7 +34,8 @@ from fidelity import TrlReference, hugging_face, read_records
 from numpy.typing import NDArray
 
 from prm_edge_export.graph import build_decoder
-from prm_edge_export.heads import LINEAR, Head, Layer
+from prm_edge_export.head_kinds import LINEAR
+from prm_edge_export.heads import Head, Layer
 from prm_edge_export.model_config import DecoderConfig, read_config
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import build_quantized

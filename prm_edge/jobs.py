@@ -116,6 +116,8 @@ class Job:
             ]
         if self.unsure and fitted is not None and fitted.unsure is not None:
             written["verdict"], written["first_error"] = cautious(result.scores, fitted.unsure)
+            if result.kinds is not None:
+                written["error_kinds"] = _sure_kinds(result, fitted.unsure[0], written)
         return written
 
     def judge(self, result: StepScores) -> StepScores:
@@ -314,6 +316,7 @@ SOLUTIONS: Final[dict[type[Record], Callable[[Job, Any], Sequence[str]]]] = {
 
 def describe(result: StepScores) -> dict[str, Any]:
     """One solution's scores as they are written."""
+    kinds = result.error_kinds
     return {
         "scores": [rounded(score) for score in result.scores],
         "verdict": result.verdict,
@@ -327,7 +330,17 @@ def describe(result: StepScores) -> dict[str, Any]:
             if result.redundancy is None
             else {"redundancy": [rounded(value) for value in result.redundancy]}
         ),
+        **({} if kinds is None else {"error_kinds": list(kinds)}),
     }
+
+
+def _sure_kinds(result: StepScores, lowest: float, written: Mapping[str, Any]) -> list[str | None]:
+    """The kinds of error of steps below the band; of the first error alone where only it counts."""
+    assert result.kinds is not None  # asked by the caller
+    named = result.kinds.named(result.scores, lowest)
+    if result.kinds.every:
+        return list(named)
+    return [kind if at == written["first_error"] else None for at, kind in enumerate(named)]
 
 
 def rounded(score: float | None) -> float | None:

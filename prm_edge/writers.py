@@ -181,6 +181,7 @@ def _schema(arrow: Any) -> Any:
         ("status", arrow.list_(text)),
         ("probabilities", arrow.list_(number)),
         ("redundancy", arrow.list_(number)),
+        ("error_kinds", arrow.list_(text)),
         ("n_tokens", whole),
     ]
     error = arrow.struct([("type", text), ("message", text), ("line", whole)])

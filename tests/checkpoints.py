@@ -7,7 +7,7 @@ logits hide errors (every score would be near 0.5).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,33 @@ def _save(folder: Path, model: Any, tok: PreTrainedTokenizerFast) -> Path:
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
+
+
+KINDS = ("none", "sign", "slip", "lost term")
+
+
+def name_kinds(
+    folder: Path,
+    names: Sequence[str] | None = KINDS,
+    *,
+    bias: bool = False,
+    seed: int = 31,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> torch.nn.Linear:
+    """Put a head that names errors beside a checkpoint; the module that it is.
+
+    ``names`` None: a file of before there were names. ``tensors``: instead of those of the module.
+    """
+    torch.manual_seed(seed)
+    hidden = json.loads((folder / "config.json").read_text())["hidden_size"]
+    linear = torch.nn.Linear(hidden, len(KINDS if names is None else names), bias=bias)
+    spread(linear.weight)
+    if bias:
+        torch.nn.init.normal_(linear.bias)
+    saved = tensors or {name: value.detach() for name, value in linear.named_parameters()}
+    metadata = None if names is None else {"names": json.dumps(list(names))}
+    save_file(saved, folder / "error_kinds.safetensors", metadata=metadata)
+    return linear.eval()
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:

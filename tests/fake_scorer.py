@@ -14,6 +14,7 @@ from prm_edge_runtime.errors import EngineError
 from prm_edge_runtime.manifest import FileEntry, Manifest, Scalar, Variant
 from prm_edge_runtime.package import Package
 from prm_edge_runtime.prefixes import PrefixCounters
+from prm_edge_runtime.reading import Reading
 from prm_edge_runtime.recipe import Recipe, Score, Slot, Split, Text, Tokens
 from prm_edge_runtime.results import SCORED, TOO_LONG, Ranking, StepScores
 from prm_edge_runtime.scorer import Scorer
@@ -58,6 +59,9 @@ RAW = Recipe(
     label_meaning="on_path",
 )
 DIGEST = "0123456789ab" + "0" * 52
+# of a step's two kinds of error: the first where its last character is an odd digit
+KINDS = ((0.25, 0.75), (0.9, 0.1))
+NAMES = ("none", "sign", "slip")
 LONG = "too long"  # a step that gets no score
 BROKEN = "broken"  # a step on which the model fails
 
@@ -67,6 +71,7 @@ def manifest(
     *,
     provenance: dict[str, Scalar] | None = None,
     proof: dict[str, Scalar] | None = None,
+    error_kinds: tuple[str, ...] = (),
 ) -> Manifest:
     """A manifest of one variant."""
     entry = FileEntry(size=1_500_000, sha256="a" * 64)
@@ -91,6 +96,7 @@ def manifest(
         ),
         files={"tokenizer.json": entry, "selftest.json": entry, "cpu-fp32/model.onnx": entry},
         provenance=provenance or {},
+        error_kinds=error_kinds,
     )
 
 
@@ -108,13 +114,17 @@ class FakeScorer:
         source: str = "argument",
         provenance: dict[str, Scalar] | None = None,
         seconds: float = 0.0,
+        error_kinds: tuple[str, ...] = (),
     ) -> None:
         self.recipe = recipe
         self.source = source
         self.threshold = recipe.default_threshold
         self.package = Package(
-            root=Path("fake"), manifest=manifest(recipe, provenance=provenance), digest=DIGEST
+            root=Path("fake"),
+            manifest=manifest(recipe, provenance=provenance, error_kinds=error_kinds),
+            digest=DIGEST,
         )
+        self._reading = Reading(recipe=recipe, error_kinds=error_kinds)
         self._seconds = seconds
 
     def score(
@@ -137,7 +147,11 @@ class FakeScorer:
             aggregates=self.recipe.aggregates,
             default_aggregate=self.recipe.aggregate,
             logits=(None,) * len(scores),
-        )
+            kinds=self._reading.step_kinds(
+                [None if s is None else KINDS[step[-1:] in "13579"] for s, step in
+                 zip(scores, checked, strict=True)]
+            ),
+        )  # fmt: skip
 
     def score_many(
         self, items: Sequence[tuple[str, Sequence[str]]], *, on_too_long: str = "error"
@@ -185,7 +199,10 @@ def fake_scorer(
     source: str = "argument",
     provenance: dict[str, Scalar] | None = None,
     seconds: float = 0.0,
+    error_kinds: tuple[str, ...] = (),
 ) -> Scorer:
-    """A fake, typed as the real one."""
-    fake = FakeScorer(recipe, source=source, provenance=provenance, seconds=seconds)
+    """A fake, typed as the real one. ``error_kinds``: none, or :data:`NAMES`."""
+    fake = FakeScorer(
+        recipe, source=source, provenance=provenance, seconds=seconds, error_kinds=error_kinds
+    )
     return cast(Scorer, fake)

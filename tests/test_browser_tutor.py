@@ -34,6 +34,7 @@ pytestmark = pytest.mark.browser
 SIGNS = "Solve for x: 5 - 2(x - 3) = 1."
 CANCELLING = ["5 - 2x + 6 = 1", "11 - 2x = 1", "-2x = 10", "x = 5"]  # ends right
 CLEAN = ["5 - 2x + 6 = 1", "11 - 2x = 1", "-2x = -10", "x = 5"]
+PLAIN_WRONG = ["5 - 2x + 6 = 1", "2 + 2 = 9", "x = 700"]  # what any model flags some line of
 WRONG = ["5 - 2x - 6 = 1", "-1 - 2x = 1", "-2x = 2", "x = -1"]
 HOSTILE = '<img src=x onerror="document.title=1"></li><script>document.title=2</script> 2x = 6'
 
@@ -235,6 +236,50 @@ def test_tutor_shows_exactly_what_the_server_answers(
         scores = ranking["candidates"][index]["scores"]
         within = f"#ranked > li:nth-child({place}) > ol"
         assert shown(page, within) == list(zip(candidates[index], scores, strict=True))
+
+
+def test_tutor_says_what_a_flagged_line_looks_like(
+    built_in: str, new_page: Callable[..., Any]
+) -> None:
+    page = new_page(built_in)
+    begin(page, SIGNS)
+    told = ask(built_in, "/v1/score", {"problem": SIGNS, "steps": PLAIN_WRONG})
+    with urllib.request.urlopen(f"{built_in}/info", timeout=60) as answer:
+        words = json.load(answer)["error_kinds"]
+    said = [None if kind is None else f"Looks like {words[kind]}." for kind in told["error_kinds"]]
+    assert any(said)
+    items = page.locator("#lines > li")
+    for index, line in enumerate(PLAIN_WRONG):
+        type_line(page, line)
+        heard = page.locator("#said").text_content()
+        assert heard.endswith(f" {said[index]}" if said[index] else f"{told['scores'][index]:.2f}.")
+        shown_kind = items.nth(index).locator(".kind").all_inner_texts()
+        assert shown_kind == ([] if said[index] is None else [said[index]])
+    # the drafts say it too
+    write_drafts(page, [PLAIN_WRONG])
+    kinds = page.locator("#ranked > li .kind").all_inner_texts()
+    assert kinds == [one for one in said if one]
+    # who is overruled has nothing to say; the correction holds the mark, and no kind
+    at = next(index for index, one in enumerate(said) if one)
+    page.get_by_role("switch", name="Teacher").click()
+    items.nth(at).get_by_label("right").check()
+    assert items.nth(at).locator(".kind").count() == 0
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as TRL JSONL").click()
+    (record,) = [json.loads(row) for row in Path(download.value.path()).read_text().splitlines()]
+    assert record["labels"][at] is True
+    assert "kind" not in json.dumps(record)
+
+
+def test_tutor_with_kinds_of_error_is_accessible(
+    built_in: str, new_page: Callable[..., Any]
+) -> None:
+    page = new_page(built_in)
+    begin(page, SIGNS)
+    for line in PLAIN_WRONG:
+        type_line(page, line)
+    assert page.locator("#lines .kind").count() > 0
+    assert violations(page) == []
 
 
 def test_tutor_says_what_the_package_says_of_itself(

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from prm_edge_export.checkpoint import Checkpoint, read_json
+from prm_edge_export.checkpoint import Checkpoint
+from prm_edge_export.config_json import read_json
 from prm_edge_export.heads import find_head
 from prm_edge_export.tokenizer_files import file_tokenizer, read_tokenizer
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
@@ -250,7 +251,7 @@ def test_checkpoint_missing_or_a_file(folder: Path) -> None:
 
 
 def test_read_json_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prm_edge_export.checkpoint.MAX_JSON_BYTES", 3)
+    monkeypatch.setattr("prm_edge_export.config_json.MAX_JSON_BYTES", 3)
     (tmp_path / "x.json").write_text("{}  ")
     with pytest.raises(CheckpointError, match="has 4 bytes, more than 3"):
         read_json(tmp_path / "x.json")

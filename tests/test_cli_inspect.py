@@ -180,7 +180,16 @@ def test_inspect_tells_an_adapter_from_its_base(tmp_path: Path) -> None:
 def test_inspect_keeps_options_of_checkpoints_from_packages(tiny_package: Path) -> None:
     result = inspect(tiny_package, "--revision", "v1")
     assert result.exit_code == 2
-    assert "--recipe, --revision and --base are for checkpoints" in result.stderr
+    assert "--recipe, --revision, --base and --separator are for checkpoints" in result.stderr
+    assert inspect(tiny_package, "--separator", "x").exit_code == 2
+
+
+def test_inspect_takes_the_separator_that_a_checkpoint_does_not_store(tmp_path: Path) -> None:
+    checkpoints = pytest.importorskip("checkpoints", reason="needs the export extra")
+    folder = checkpoints.trl_llama(tmp_path / "tiny")
+    result = inspect(folder, "--separator", r"\n\n")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert r"separator: '\n\n', as asked" in result.stdout
 
 
 def test_inspect_without_a_path_shows_what_would_score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -128,9 +129,7 @@ def test_int4_same_checkpoint_gives_same_bytes(
 def test_int4_over_budget_writes_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = proof.Budget(
-        at_most={"mean_abs_dp": 1e-9}, at_least={}, tolerance=0.1, texts=("verification.jsonl",)
-    )
+    strict = dataclasses.replace(proof.BUDGETS["int4"], at_most={"mean_abs_dp": 1e-9}, at_least={})
     monkeypatch.setitem(proof.BUDGETS, "int4", strict)
     with pytest.raises(ProofError, match=r"(?s)over the int4 budget: mean_abs_dp .* int4 +\d"):
         export_int4(checkpoint, tmp_path / "pkg", allow_drift=False)

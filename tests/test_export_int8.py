@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -209,9 +210,7 @@ def test_int8_is_added_to_an_fp32_package(checkpoint: Path, tmp_path: Path) -> N
 def test_int8_over_budget_writes_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = proof.Budget(
-        at_most={"mean_abs_dp": 1e-6}, at_least={}, tolerance=0.05, texts=("verification.jsonl",)
-    )
+    strict = dataclasses.replace(proof.BUDGETS["int8"], at_most={"mean_abs_dp": 1e-6}, at_least={})
     monkeypatch.setitem(proof.BUDGETS, "int8", strict)
     with pytest.raises(
         ProofError,

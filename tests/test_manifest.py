@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -517,3 +519,52 @@ def test_variant_and_entry_are_frozen() -> None:
         tiny_variant().name = "other"  # type: ignore[misc]
     with pytest.raises(AttributeError):
         ENTRY.size = 1  # type: ignore[misc]
+
+
+# ---- kinds of error
+
+KINDS = ("none", "sign", "slip")
+
+
+def with_kinds(*names: object, **changes: object) -> dict[str, Any]:
+    return {**valid(), "error_kinds": list(names), **changes}
+
+
+def test_manifest_with_kinds_of_error_round_trips() -> None:
+    manifest = dataclasses.replace(sealed(tiny_manifest()), error_kinds=KINDS)
+    again = Manifest.from_json(manifest.to_json())
+    assert again == manifest
+    assert again.error_kinds == KINDS
+    assert json.loads(manifest.to_json())["error_kinds"] == list(KINDS)
+
+
+def test_manifest_without_kinds_of_error_has_no_such_key() -> None:
+    assert "error_kinds" not in valid()
+    assert Manifest.from_dict(valid()).error_kinds == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_kinds(), "error_kinds: must name at least two kinds of error besides 'none', got no"),
+        (with_kinds("none", "sign"), "error_kinds: must name at least two kinds of error"),
+        (with_kinds("sign", "slip", "sign"), "error_kinds: names 'sign' twice"),
+        (with_kinds("sign", ""), "error_kinds: must hold names of 1 to 64 characters"),
+        (with_kinds("sign", 3), "error_kinds: must hold only strings"),
+        (with_kinds("sign", None), "error_kinds: must hold only strings"),
+        ({**valid(), "error_kinds": "sign"}, "error_kinds: must be a list, got a string"),
+        ({**valid(), "error_kinds": None}, "error_kinds: must be a list, got null"),
+    ],
+)
+def test_manifest_refuses_kinds_of_error(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(PackageFormatError, match=re.escape(message)) as caught:
+        Manifest.from_dict(data)
+    assert "problems" not in str(caught.value)  # one sentence, not two about the same
+
+
+def test_manifest_refuses_kinds_of_error_of_a_stateless_graph() -> None:
+    shape = {"interface": "stateless", "layers": 0, "kv_heads": 0, "head_dim": 0}
+    data = with_kinds(*KINDS)
+    data["variants"]["cpu-fp32"] |= shape
+    with pytest.raises(PackageFormatError, match="a stateless graph names no kinds of error"):
+        Manifest.from_dict(data)

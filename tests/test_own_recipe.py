@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +87,42 @@ def test_recipes_are_listed() -> None:
     one = json.loads(recipes("math-shepherd", "--json").stdout)
     assert one["recipe"]["rows"] == ["+", "-"]
     assert one["recipe"]["step"] == [{"slot": "step", "strip": True}, {"tag": " ки"}]
+
+
+WITHOUT_EXPORT = """
+import sys
+for name in ("torch", "transformers", "onnx", "safetensors", "huggingface_hub", "jinja2"):
+    sys.modules[name] = None
+from prm_edge.cli import cli
+cli(sys.argv[1:])
+"""
+
+
+def without_export(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in an environment that has only what ``[cpu]`` installs."""
+    command = [sys.executable, "-c", WITHOUT_EXPORT, "recipes", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_recipes_need_no_extra_to_be_listed_and_printed() -> None:
+    assert without_export().stdout == recipes().stdout
+    assert without_export("math-shepherd").stdout == recipes("math-shepherd").stdout
+    refused = without_export("trl", "--checkpoint", "x")
+    assert refused.returncode == 1
+    assert "pip install 'prm-edge[export]'" in refused.stderr
+
+
+def test_recipes_take_the_separator_of_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    refused = recipes("trl", "--checkpoint", checkpoint)
+    assert refused.exit_code == 1
+    assert "does not store its step separator" in refused.stderr
+    shown = recipes("trl", "--checkpoint", checkpoint, "--separator", r"\n\n")
+    assert shown.exit_code == 0, shown.stderr
+    assert tomllib.loads(shown.stdout)["split"]["separator"] == "\n\n"
+    alone = recipes("trl", "--separator", "x")
+    assert alone.exit_code == 2
+    assert "--separator is one of a checkpoint's; name it with --checkpoint" in alone.stderr
 
 
 def test_recipes_refuses_what_it_does_not_know() -> None:

@@ -27,7 +27,7 @@ def test_readme_embedding_example_runs(tiny_package: Path, monkeypatch: pytest.M
         exec(compile(example, "README.md", "exec"), {})
     lines = said.getvalue().splitlines()
     assert lines[-1] == "['first step', 'second step']"
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_readme_sessions_example_runs(tiny_package: Path) -> None:

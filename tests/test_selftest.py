@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prm_edge_runtime.errors import PackageFormatError, SelfTestError
-from prm_edge_runtime.selftest import Case, check, dump_cases, load_cases
+from prm_edge_runtime.kinds import StepKinds
+from prm_edge_runtime.selftest import Case, check, check_kinds, dump_cases, load_cases
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 CASES = st.lists(
@@ -101,3 +102,50 @@ def test_check_a_tolerance_that_allows_nothing(tolerance: float) -> None:
 def iter_scores(*answers: list[float | None]) -> Any:
     queue = iter(answers)
     return lambda problem, steps: next(queue)
+
+
+# --- kinds of error
+
+NAMED = Case(
+    problem="p", steps=("a", "b"), scores=(0.25, 0.75), error_kinds=((0.5, 0.5), (1.0, 0.0))
+)
+
+
+def found(*rows: tuple[float, ...] | None) -> StepKinds:
+    return StepKinds(names=("sign", "slip"), probabilities=rows, every=True)
+
+
+def test_cases_with_kinds_of_error_survive_json() -> None:
+    assert load_cases(dump_cases([NAMED, CASE])) == [NAMED, CASE]
+    assert b"error_kinds" not in dump_cases([CASE])
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([[0.5, 0.5]], "must have one entry of error_kinds per step"),
+        ("x", r"error_kinds: must be a list, got a string"),
+        ([[0.5, "x"], [1.0, 0.0]], r"error_kinds\[0\]\.: must hold only finite numbers"),
+        ([0.5, [1.0, 0.0]], r"error_kinds\[0\]\.: must be a list, got a number"),
+    ],
+)
+def test_cases_with_impossible_kinds_are_refused(rows: object, match: str) -> None:
+    with pytest.raises(PackageFormatError, match=match):
+        load_cases(_raw(error_kinds=rows))
+
+
+def test_check_kinds_returns_the_largest_difference() -> None:
+    kinds = [found((0.5, 0.5), (0.75, 0.25)), None]
+    assert check_kinds([NAMED, CASE], kinds, 0.3) == 0.25
+    with pytest.raises(SelfTestError, match=r"case 0, step 1: .* off by 0\.250000 \(allowed dif"):
+        check_kinds([NAMED, CASE], kinds, 0.2)
+    with pytest.raises(SelfTestError, match="does not reproduce the model; do not trust what it n"):
+        check_kinds([NAMED], [found((float("nan"), 0.5), (1.0, 0.0))], 0.2)
+
+
+def test_check_kinds_refuses_cases_of_other_kinds() -> None:
+    other = [found((0.5, 0.25, 0.25), (1.0, 0.0, 0.0))]
+    with pytest.raises(SelfTestError, match="has 2 kinds of error and the package 3; export the"):
+        check_kinds([NAMED], other, 1.0)
+    with pytest.raises(SelfTestError, match="has 2 kinds of error and the package 0; export the"):
+        check_kinds([NAMED], [found(None, None)], 1.0)

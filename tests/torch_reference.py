@@ -24,6 +24,18 @@ def torch_scores(checkpoint: Path, problem: str, steps: list[str], separator: st
     return [float(x) for x in p[:, 1]]
 
 
+def torch_kinds(
+    checkpoint: Path, linear: torch.nn.Linear, problem: str, steps: list[str], separator: str
+) -> torch.Tensor:
+    """A second linear layer on transformers' hidden states at each separator's last id. (N, K)"""
+    tokenizer, model = _classifier(checkpoint)
+    ids, reads = _ids(tokenizer, problem, steps, separator)
+    with torch.inference_mode():
+        hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, reads]
+        found: torch.Tensor = linear(hidden).double()
+    return found
+
+
 def pure_scores(checkpoint: Path, problem: str, steps: list[str]) -> list[float]:
     """PURE (CJReinforce/PURE): the same with newlines, and p(good) - p(bad)."""
     p = _separated(checkpoint, problem, steps, "\n")
@@ -39,7 +51,15 @@ def _classifier(checkpoint: Path) -> tuple[Any, Any]:
 
 def _separated(checkpoint: Path, problem: str, steps: list[str], separator: str) -> torch.Tensor:
     tokenizer, model = _classifier(checkpoint)
+    ids, reads = _ids(tokenizer, problem, steps, separator)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, reads].double()
+    return torch.softmax(logits, -1)
 
+
+def _ids(
+    tokenizer: Any, problem: str, steps: list[str], separator: str
+) -> tuple[list[int], list[int]]:
     def plain(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -49,9 +69,7 @@ def _separated(checkpoint: Path, problem: str, steps: list[str], separator: str)
     for step in steps:
         ids += plain(step) + plain(separator)
         reads.append(len(ids) - 1)
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, reads].double()
-    return torch.softmax(logits, -1)
+    return ids, reads
 
 
 @lru_cache(maxsize=1)

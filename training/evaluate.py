@@ -21,6 +21,7 @@ from . import measure, real, sympy_check
 from .generator import FAMILIES, Context, Solution, draw
 from .generator.equations import same_answer
 from .measure import Figure
+from .naming import Naming, load_name, measured, package_name
 from .scoring import Score, load, load_package
 
 THRESHOLD = 0.5
@@ -72,7 +73,7 @@ class Row:
 
     name: str
     target: str
-    reached: bool
+    reached: bool | None  # None where there is no target
     figure: str
     cases: int
     rival: str
@@ -260,6 +261,13 @@ def gsm8k(score: Score, data: Path, count: int) -> tuple[list[Row], Lines]:
     ], flat
 
 
+def kinds(naming: Naming) -> Row:
+    """The kind of error of flagged wrong lines: no target, but a rival that needs no model."""
+    kind, chance = naming.majority
+    name = f"kind of error named, flagged wrong lines of the same (always {kind}: {chance:.3f})"
+    return Row(name, "-", None, str(naming.right), len(naming.pairs), "")
+
+
 def calibration(lines: Lines) -> list[Row]:
     """False alarms on clean lines and calibration error, over the lines given."""
     clean = [s < THRESHOLD for s, good in lines if good]
@@ -305,9 +313,13 @@ def main() -> None:
     make: Callable[[bool], Score] = lambda permuted: load(args.checkpoint, permuted)  # noqa: E731
     score = load_package(args.package) if args.package else make(False)
     rows, families = build(score, args.data, args.size)
+    name = package_name(args.package) if args.package else load_name(args.checkpoint)
+    naming = measured(name, heldout_solutions(int(450 * args.size), True)) if name else None
+    if naming is not None:
+        rows.append(kinds(naming))
     shifts = invariance(score, args.data, int(300 * args.size))
     broken = real_moves(make(True), args.data, int(2000 * args.size))[0][0]
-    write(args.out, rows, families, shifts, broken, time.monotonic() - start)
+    write(args.out, rows, families, shifts, broken, naming, time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .scoring import Score
 
 if TYPE_CHECKING:
     from .evaluate import Row
+    from .naming import Naming
 
 log = logging.getLogger("training")
 
@@ -82,7 +83,8 @@ def table(rows: Iterable[Row]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
-        cells = (r.name, r.target, "yes" if r.reached else "no", r.figure, str(r.cases), r.rival)
+        reached = "-" if r.reached is None else "yes" if r.reached else "no"
+        cells = (r.name, r.target, reached, r.figure, str(r.cases), r.rival)
         out.append(f"| {' | '.join(cells)} |")
     return out
 
@@ -93,6 +95,7 @@ def write(
     families: dict[str, tuple[int, int]],
     shifts: dict[str, tuple[float, int]],
     broken: Row,
+    naming: Naming | None,
     seconds: float,
 ) -> None:
     """Write the report; the words that need judgement come from EVAL_NOTES.md."""
@@ -119,6 +122,14 @@ def write(
         "|---|---|---|",
     ]
     out += [f"| {name} | {hit} | {n} |" for name, (hit, n) in families.items()]
+    if naming is not None:
+        out += [
+            "",
+            "## Kinds of error named (held-out synthetic, wrong lines that are flagged)",
+            "",
+        ]
+        out += ["| kind | lines | named rightly | taken for |", "|---|---|---|---|"]
+        out += [f"| {kind} | {n} | {hit} | {rest} |" for kind, n, hit, rest in naming.confusion()]
     out += ["", f"Measured in {seconds:.0f} s on one core.", ""]
     if NOTES.exists():
         out.append(NOTES.read_text(encoding="utf-8"))

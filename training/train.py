@@ -21,13 +21,14 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForTokenClassification
 
 from .batches import IGNORE, Batch, Stream, separator_id
 from .generator import ERRORS, stream
+from .kinds import KINDS_NAME, save_kinds
 from .muon import Muon
 from .network import hidden_states
 from .real import RealMixture
@@ -39,7 +40,6 @@ SEED = 20240
 BATCH_TOKENS = 3072
 LIMIT_TOKENS = 320
 WIDTH = 160
-KINDS_NAME = "error_kinds.safetensors"  # the layer that names errors; it only reads the network
 SAVE_EVERY_S = 240
 STOP = threading.Event()  # set by SIGTERM: save after the step in hand and leave
 
@@ -191,7 +191,7 @@ class Run:
         os.replace(part, self.resume)
         folder = self.out.with_name(self.out.name + ".part")
         self.model.save_pretrained(folder)
-        save_file({"weight": self.naming.weight.detach()}, folder / KINDS_NAME)
+        save_kinds(self.naming.weight, folder / KINDS_NAME)
         for name in ("config.json", "model.safetensors", KINDS_NAME):
             (folder / name).chmod(0o644)
             os.replace(folder / name, self.out / name)

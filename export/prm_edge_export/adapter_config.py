@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
-from .checkpoint import read_json
+from .config_json import read_json
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 TOKEN_CLS: Final = "TOKEN_CLS"

@@ -25,7 +25,14 @@ import torch
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
 from .adapter_config import ADAPTER_CONFIG, TOKEN_CLS, AdapterConfig, read_adapter_config
-from .checkpoint import EMBEDDING_ENDING, Checkpoint, TensorInfo, Tensors
+from .checkpoint import (
+    EMBEDDING_ENDING,
+    KINDS_FILE,
+    KINDS_NAME,
+    Checkpoint,
+    TensorInfo,
+    Tensors,
+)
 
 ADAPTER_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX: Final = "base_model.model."
@@ -65,12 +72,18 @@ class AdaptedTensors(Tensors):
         """
         self.root = adapter.root
         self.used = set()
-        self.info = dict(base.info)
+        # what names errors reads the states of the model it was trained on: not the base's
+        ours = f"{KINDS_NAME}."
+        self.info = {name: x for name, x in base.info.items() if not name.startswith(ours)}
         self._base, self._adapter, self._config = base, adapter, config
         self._replaced: dict[str, str] = {}
         self._deltas: dict[str, Delta] = {}
         for stored in sorted(adapter):
-            self._match(stored)
+            if stored.startswith(ours):
+                self.info[stored] = adapter.info[stored]
+                self._replaced[stored] = stored
+            else:
+                self._match(stored)
         for name, stored in self._replaced.items():
             self._replace(name, stored)
         for module, (stored, embedding) in self._pairs().items():
@@ -261,7 +274,8 @@ class AdaptedCheckpoint(Checkpoint):
 
     def identity(self) -> dict[str, Path]:
         """The files that decide a score, of the adapter and of its base."""
-        names = (ADAPTER_CONFIG, _weights(self.root))
+        names = [ADAPTER_CONFIG, _weights(self.root)]
+        names += [KINDS_FILE] if (self.root / KINDS_FILE).is_file() else []
         base = {f"base/{name}": path for name, path in self.base.identity().items()}
         return {**{name: self.root / name for name in names}, **base}
 

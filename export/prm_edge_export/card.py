@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prm_edge_runtime.kinds import judges_every_step, known_kinds
 from prm_edge_runtime.manifest import Manifest
 from prm_edge_runtime.recipe import Part, Recipe, Slot, Tag, Tokens
 
@@ -17,6 +18,22 @@ def template_words(recipe: Recipe) -> str:
         return shown + ("  <-- read" if read else "")
 
     return "".join(word(part) for part in (*recipe.prompt, *recipe.step))
+
+
+def _kinds(manifest: Manifest) -> list[str]:
+    names = known_kinds(manifest.error_kinds)
+    if not names:
+        return []
+    which = "each step" if judges_every_step(manifest.recipe.label_meaning) else "the first step"
+    agreed = ", ".join(
+        f"{v.proof['kinds_agreement']:.1%} of the steps ({v.name})"
+        for v in manifest.variants
+        if isinstance(v.proof.get("kinds_agreement"), float)
+    )
+    return [
+        f"- names the kind of error of {which} below the threshold: "
+        f"{', '.join(f'`{name}`' for name in names)}; the same as torch's at {agreed}"
+    ]
 
 
 def model_card(manifest: Manifest, license_name: str | None) -> str:
@@ -52,6 +69,7 @@ def model_card(manifest: Manifest, license_name: str | None) -> str:
         f"`{recipe.label_meaning}`",
         f"- one record: `{template_words(recipe)}`",
         f"- limit: {manifest.max_tokens} tokens",
+        *_kinds(manifest),
         "",
         "| variant | max abs dp | mean abs dp | rel. RMS of logits | steps |",
         "|---|---|---|---|---|",

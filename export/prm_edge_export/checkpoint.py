@@ -5,7 +5,6 @@ In: a folder in Hugging Face form. Out: its ``config.json`` and lazily read tens
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,44 +19,23 @@ from safetensors import SafetensorError, safe_open
 
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
+from .config_json import TOKENIZER_NAME, read_json
 from .pickles import open_pickle
 from .quantized import refuse_quantized_config, refuse_quantized_tensors
 from .safetensors_header import explain
 
 CONFIG_NAME: Final = "config.json"
-TOKENIZER_NAME: Final = "tokenizer.json"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLE: Final = "pytorch_model.bin"
 REWARD_FILE: Final = "reward_head.pt"  # the head of ReasonFlux-PRM-1.5B, apart from its weights
 REWARD_NAME: Final = "reward_head"
+KINDS_FILE: Final = "error_kinds.safetensors"  # a head that names errors, see error_kinds.py
+KINDS_NAME: Final = "error_kinds"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
-MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 ROWS_AT_ONCE: Final = 8192  # of an embedding
 EMBEDDING_ENDING: Final = "model.embed_tokens.weight"
 FLOATS: Final = {"F64", "F32", "F16", "BF16"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of bounded size.
-
-    Raises:
-        CheckpointError: when it is missing, too large, not JSON or not an object.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, more than {MAX_JSON_BYTES}")
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; pass a folder saved with save_pretrained()"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
 
 
 class Checkpoint:
@@ -149,8 +127,9 @@ class Tensors:
         self.used: set[str] = set()
         for name, expected in files.items():
             self._list(root, name, expected)
-        if (root / REWARD_FILE).is_file():
-            self._list(root, REWARD_FILE, None, prefix=f"{REWARD_NAME}.")
+        for name, prefix in ((REWARD_FILE, REWARD_NAME), (KINDS_FILE, KINDS_NAME)):
+            if (root / name).is_file():
+                self._list(root, name, None, prefix=f"{prefix}.")
         refuse_quantized_tensors(
             root, ((info.file, name, info.dtype) for name, info in self.info.items())
         )

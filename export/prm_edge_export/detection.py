@@ -13,7 +13,8 @@ from prm_edge_runtime.errors import CheckpointError, ConfigError, UnsupportedErr
 
 from .checkpoint import Checkpoint
 from .families import FAMILIES, Family
-from .heads import ROWS, Head
+from .head_kinds import ROWS
+from .heads import Head
 from .own_recipe import SUFFIX, read_recipe_file
 from .refusals import refuse_headless
 

@@ -17,7 +17,8 @@ from prm_edge_runtime.errors import CheckpointError, ProofError, UnsupportedErro
 
 from .checkpoint import Checkpoint, Tensors
 from .encoder_config import EncoderConfig, layer_type, read_encoder_config
-from .heads import CLASSIFIER, Head, find_head
+from .head_kinds import CLASSIFIER
+from .heads import Head, find_head
 from .reference import Reference, fill, refuse_unused
 
 

@@ -1,7 +1,8 @@
 """Build the ``decoder`` graph of the contract straight from config and weights, in float32.
 
 No tracing and no model code: the graph is written node by node from the normalised config, one
-tensor in memory at a time. Axes: B rows, S new tokens, H hidden, N read positions, C logits.
+tensor in memory at a time. Axes: B rows, S new tokens, H hidden, N read positions, C logits, K
+kinds of error.
 Operators: onnx opset 17 and com.microsoft 1, all of which onnxruntime 1.23 and newer have.
 
 ::
@@ -9,7 +10,8 @@ Operators: onnx opset 17 and com.microsoft 1, all of which onnxruntime 1.23 and 
     input_ids (B,S) -> Gather(embedding) -> x (B,S,H)
     per layer   x -> norm -> qkv -> GroupQueryAttention(+rotary, +cache) -> o -> + -> x
                 x -> norm -> gate, up -> silu(gate) * up -> down -> + -> x
-    x -> Gather(reads) (N,H) -> norm -> head -> logits (N,C)
+    x -> Gather(reads) (N,H) -> norm -+-> head -> logits (N,C)
+                                      +-> a head that names errors, if any -> error_kinds (N,K)
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from prm_edge_runtime import contract
 from prm_edge_runtime.version import __version__
 
 from .checkpoint import Tensors
-from .heads import EMBEDDING, Head
+from .heads import EMBEDDING, Head, Layer
 from .model_config import DecoderConfig
 from .rope import cos_sin, inverse_frequencies
 from .weights import WeightFile
@@ -331,17 +333,24 @@ class DecoderBuilder:
 
     def _head(self, head: Head, source: str) -> None:
         """(N, H) -> (N, C): affine layers, ReLU between them, float32 throughout."""
+        normed = source
         for index, layer in enumerate(head.layers):
             last = index == len(head.layers) - 1
-            weight = layer.read(self.tensors).numpy()
-            inputs = [source, self.constant(f"head.{index}.weight", weight)]
-            bias = layer.read_bias(self.tensors)
-            if bias is not None:
-                inputs.append(self.constant(f"head.{index}.bias", bias.numpy()))
             name = contract.LOGITS.name if last else f"head.{index}"
-            source = self.node("Gemm", inputs, [name], transB=1)
+            source = self._affine(f"head.{index}", layer, source, name)
             if not last:
                 source = self.node("Relu", [source], [f"head.{index}.active"])
+        if head.naming is not None:
+            # a product of its own: with more rows the first one's sums would be other ones
+            self._affine("naming", head.naming.layer, normed, contract.ERROR_KINDS_NAME)
+
+    def _affine(self, name: str, layer: Layer, source: str, out: str) -> str:
+        """(N, inputs) -> (N, outputs)"""
+        inputs = [source, self.constant(f"{name}.weight", layer.read(self.tensors).numpy())]
+        bias = layer.read_bias(self.tensors)
+        if bias is not None:
+            inputs.append(self.constant(f"{name}.bias", bias.numpy()))
+        return self.node("Gemm", inputs, [out], transB=1)
 
     @property
     def cache_type(self) -> str:
@@ -354,7 +363,10 @@ class DecoderBuilder:
             self.nodes,
             "prm",
             [_value(tensor) for tensor in contract.decoder_inputs(*shape, self.cache_type)],
-            [_value(tensor) for tensor in contract.decoder_outputs(*shape, self.cache_type)],
+            [
+                _value(tensor)
+                for tensor in contract.decoder_outputs(*shape, self.cache_type, len(head.kinds))
+            ],
             self.initializers,
             value_info=self.shapes,
         )

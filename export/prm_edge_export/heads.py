@@ -1,6 +1,7 @@
 """The heads that sit on a decoder's final norm: which tensors they are, and their graph.
 
-A head is float32 always. Shapes: N read positions, H hidden size, C logits, E members.
+A head is float32 always. Shapes: N read positions, H hidden size, C logits, K kinds of error, E
+members.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import torch
 from prm_edge_runtime.errors import CheckpointError
 
 from .checkpoint import REWARD_NAME, Tensors
-
-LINEAR: Final = "linear"
-MLP: Final = "mlp"
-VALUE: Final = "value"  # one number, TRL's ValueHead
-ROWS: Final = "rows"  # rows of the vocabulary's output layer
-MEAN_ROWS: Final = "mean_rows"  # the mean of all rows of the vocabulary's output layer
-CLASSES: Final = "classes"  # three classes, of ReasonEval
-ENSEMBLE: Final = "ensemble"  # members side by side, of ActPRM
-TRAJECTORY: Final = "trajectory"  # one number for a whole solution, in a file of its own
-CLASSIFIER: Final = "classifier"  # an encoder's; the optimum backend alone exports it
+from .head_kinds import (
+    CLASSES,
+    CLASSIFIER,
+    ENSEMBLE,
+    LINEAR,
+    MEAN_ROWS,
+    MLP,
+    ROWS,
+    TRAJECTORY,
+    VALUE,
+)
 
 OUTPUT: Final = "lm_head.weight"
 EMBEDDING: Final = "model.embed_tokens.weight"
@@ -114,16 +116,33 @@ FOLDS: Final[dict[str, Callable[[Layer, Tensors], torch.Tensor]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """A second head, which reads what the first reads: one output for each of ``names``."""
+
+    layer: Layer
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """``mlp`` and ``ensemble``: layers with ReLU between them. All others: one layer."""
+    """``mlp`` and ``ensemble``: layers with ReLU between them. All others: one layer.
+
+    ``naming``: what names errors beside it, None where nothing does.
+    """
 
     kind: str
     layers: tuple[Layer, ...]
+    naming: Naming | None = None
 
     @property
     def logits(self) -> int:
         """C, the number of logits per read position."""
         return self.layers[-1].outputs
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of the K outputs beside the logits; empty where nothing names errors."""
+        return () if self.naming is None else self.naming.names
 
 
 # a head of one layer, by the name of its tensors -> its kind, how many numbers it gives (None:

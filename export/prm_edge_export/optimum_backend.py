@@ -30,7 +30,7 @@ from prm_edge_runtime.errors import (
 from .checkpoint import Checkpoint
 from .encoders import ENCODERS, encoder_model, head_of_kind
 from .graph import DATA_NAME
-from .heads import LINEAR
+from .head_kinds import LINEAR
 from .model_config import ARCHITECTURES, read_config
 from .reference import check_same, load_classifier
 from .weights import WeightFile

@@ -18,7 +18,7 @@ from prm_edge_runtime.recipe import AGGREGATES, SCORE_KINDS, UNIT, Part, Recipe,
 from prm_edge_runtime.strict import Fields, Problems
 
 from .families import FAMILIES, Family, Request, encode_plain
-from .heads import ROWS
+from .head_kinds import ROWS
 
 if sys.version_info >= (3, 11):
     import tomllib

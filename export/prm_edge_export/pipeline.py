@@ -99,6 +99,7 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
             max_tokens=plan.max_tokens,
             tokenizer=plan.files.raw,
             provenance=identity,
+            error_kinds=plan.head.kinds,
         )
         half = None
         if plan.options.target == CUDA:
@@ -159,11 +160,8 @@ def _write(
         )
         figures = proof.measure(results, scorer.threshold)
         over = proof.check_budget(figures, results, options.precision)
-        say(
-            f"proof: max |dp| {figures['max_abs_dp']:.2e}, relative RMS of logits "
-            f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
-            f"of {figures['solutions']} solutions"
-        )
+        for line in proof.lines(figures):
+            say(line)
         if over is not None and quantized is not None:
             over = "\n".join([over, "linears that lose most:", *quantized.worst])
         if over is not None and not options.allow_drift:
@@ -338,6 +336,7 @@ def _manifest(
         variants=(variant,),
         files=listed_files(staging),
         provenance=identity,
+        error_kinds=plan.head.kinds,
     )
 
 

@@ -19,13 +19,17 @@ from prm_edge_runtime.errors import (
     ProofError,
     UnsupportedError,
 )
+from prm_edge_runtime.kinds import known_kinds
 from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
 
-from .checkpoint import TOKENIZER_NAME, Checkpoint
+from .checkpoint import Checkpoint
+from .config_json import TOKENIZER_NAME
 from .detection import architecture, choose_family
+from .error_kinds import find_naming
 from .families import ASK, Family, Request, encode_plain, good_index
 from .half import BF16, FP16
-from .heads import CLASSIFIER, LINEAR, Head, find_head, vocabulary_rows
+from .head_kinds import CLASSIFIER, LINEAR
+from .heads import Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
 from .refusals import refuse_known
 from .tokenization import check_tokenization
@@ -143,6 +147,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     head = found or _verdict_rows(checkpoint, family, tokenizer)
     _describe_head(checkpoint, head, reasons)
     backend, decoder = _backend(options, checkpoint, head, reasons)
+    head = _with_naming(checkpoint, head, decoder if backend == NATIVE else None, reasons)
     request = Request(
         files=files,
         tokenizer=tokenizer,
@@ -221,6 +226,19 @@ def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> No
         for x in head.layers
     )
     reasons.append(f"head: {head.kind} ({layers}), architecture {architecture(checkpoint)}")
+
+
+def _with_naming(
+    checkpoint: Checkpoint, head: Head, decoder: DecoderConfig | None, reasons: list[str]
+) -> Head:
+    naming = find_naming(checkpoint, None if decoder is None else decoder.hidden)
+    if naming is None:
+        return head
+    reasons.append(
+        f"kinds of error: {', '.join(known_kinds(naming.names))} ({naming.layer.weight} "
+        f"[{naming.layer.outputs}, {naming.layer.inputs}])"
+    )
+    return replace(head, naming=naming)
 
 
 def _score_line(recipe: Recipe) -> str:

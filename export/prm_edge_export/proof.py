@@ -18,11 +18,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prm_edge_runtime import Scorer, scoring
+from prm_edge_runtime import Scorer, kinds, scoring
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import CheckpointError, ProofError
-from prm_edge_runtime.recipe import Recipe, Score
-from prm_edge_runtime.selftest import TOLERANCE_KEY, Case
+from prm_edge_runtime.recipe import Recipe
+from prm_edge_runtime.selftest import KINDS_TOLERANCE_KEY, TOLERANCE_KEY, Case
 
 from .tokenization import WHOLE_JOINT
 
@@ -33,11 +33,14 @@ SELF_TEST_CASES: Final = 4
 class Budget:
     """What a precision may lose: figures with their limits, and the self-test's |dp|.
 
-    ``texts``: the bundled solutions it is proven on; flips of a few in a hundred need many.
+    ``kinds_at_most``, ``kinds_at_least``: where errors are named too. ``texts``: the bundled
+    solutions it is proven on; flips of a few in a hundred need many.
     """
 
     at_most: dict[str, float]
     at_least: dict[str, float]
+    kinds_at_most: dict[str, float]
+    kinds_at_least: dict[str, float]
     tolerance: float
     texts: tuple[str, ...]
 
@@ -46,12 +49,16 @@ BUDGETS: Final[dict[str, Budget]] = {
     "fp32": Budget(
         at_most={"max_abs_dp": 1e-4, "logit_rel_rms": 1e-3},
         at_least={},
+        kinds_at_most={"kinds_max_abs_dp": 1e-4},
+        kinds_at_least={"kinds_agreement": 0.99},
         tolerance=1e-3,
         texts=("verification.jsonl",),
     ),
     "fp16": Budget(
         at_most={"max_abs_dp": 5e-3, "logit_rel_rms": 2e-2},
         at_least={"first_error_agreement": 0.98},
+        kinds_at_most={"kinds_max_abs_dp": 1e-2},
+        kinds_at_least={"kinds_agreement": 0.98},
         tolerance=1e-2,
         texts=("verification.jsonl",),
     ),
@@ -59,18 +66,24 @@ BUDGETS: Final[dict[str, Budget]] = {
     "bf16": Budget(
         at_most={"mean_abs_dp": 0.01, "logit_rel_rms": 0.05},
         at_least={"first_error_agreement": 0.98},
+        kinds_at_most={"kinds_mean_abs_dp": 0.03},
+        kinds_at_least={"kinds_agreement": 0.95},
         tolerance=0.05,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
     "int8": Budget(
         at_most={"mean_abs_dp": 0.01, "logit_rel_rms": 0.1},
         at_least={"first_error_agreement": 0.98},
+        kinds_at_most={"kinds_mean_abs_dp": 0.03},
+        kinds_at_least={"kinds_agreement": 0.95},
         tolerance=0.05,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
     "int4": Budget(
         at_most={"mean_abs_dp": 0.03, "logit_rel_rms": 0.25},
         at_least={"first_error_agreement": 0.95},
+        kinds_at_most={"kinds_mean_abs_dp": 0.08},
+        kinds_at_least={"kinds_agreement": 0.9},
         tolerance=0.15,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
@@ -82,7 +95,7 @@ class Reference(Protocol):
     """What the proof needs of :class:`.reference.Reference`."""
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(T,), (N,) -> (N, C)"""
+        """(T,), (N,) -> (N, W): C logits, then what a head that names errors gives"""
         ...
 
 
@@ -97,13 +110,19 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One solution, scored by both: shapes (N, C) for logits, (N,) for scores."""
+    """One solution, scored by both: shapes (N, C) for logits, (N,) for scores.
+
+    ``reference_kinds``, ``package_kinds``: probabilities of the kinds of error, (N, kinds); None
+    where the package names none.
+    """
 
     text: Text
     reference_logits: NDArray[np.float64]
     package_logits: NDArray[np.float64]
     reference_scores: NDArray[np.float64]
     package_scores: NDArray[np.float64]
+    reference_kinds: NDArray[np.float64] | None = None
+    package_kinds: NDArray[np.float64] | None = None
 
 
 def load_texts(
@@ -175,21 +194,21 @@ def compare(
     Raises:
         ProofError: when either returns numbers that are none.
     """
-    expected: list[tuple[Text, NDArray[np.float64]]] = []
+    expected: list[tuple[Text, NDArray[np.float32]]] = []
     for text in texts:
         encoded = encoder.encode(text.problem, text.steps)
         if len(encoded.ids) > scorer.max_tokens:
             continue
-        logits = reference.run(encoded.ids, encoded.reads).astype(np.float64)
-        if not np.isfinite(logits).all():
+        rows = reference.run(encoded.ids, encoded.reads)
+        if not np.isfinite(rows).all():
             raise ProofError(
                 f"torch itself returns logits that are not finite for {text.problem[:40]!r}; "
                 "the checkpoint is damaged"
             )
-        expected.append((text, logits))
+        expected.append((text, rows))
         progress(len(expected))
     # Only now the package: onnxruntime's threads spin between runs and would slow torch's down.
-    results = [_compared(scorer, text, logits) for text, logits in expected]
+    results = [_compared(scorer, text, rows) for text, rows in expected]
     if not results:
         raise ProofError(
             f"every verification text is longer than the model's {scorer.max_tokens} tokens; "
@@ -198,19 +217,22 @@ def compare(
     return results
 
 
-def _compared(scorer: Scorer, text: Text, reference: NDArray[np.float64]) -> Compared:
+def _compared(scorer: Scorer, text: Text, reference: NDArray[np.float32]) -> Compared:
     scored = scorer.score(text.problem, text.steps)
+    recipe, names = scorer.recipe, scorer.package.manifest.error_kinds
+    logits, outputs = reference[:, : recipe.logits], reference[:, recipe.logits :]
+    named = scored.kinds is not None and len(text.steps) > 0
     return Compared(
         text=text,
-        reference_logits=reference,
+        reference_logits=logits.astype(np.float64),
         package_logits=np.array(scored.logits, dtype=np.float64),
-        reference_scores=_scores(reference, scorer.recipe.score),
+        reference_scores=scoring.scores_from_logits(logits, recipe.score),
         package_scores=np.array(scored.scores, dtype=np.float64),
+        reference_kinds=kinds.probabilities(outputs, names) if named else None,
+        package_kinds=np.array(scored.kinds.probabilities, dtype=np.float64)
+        if scored.kinds is not None and named
+        else None,
     )
-
-
-def _scores(logits: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
-    return scoring.scores_from_logits(logits.astype(np.float32), score)
 
 
 def measure(results: Sequence[Compared], threshold: float) -> dict[str, float | int]:
@@ -248,7 +270,41 @@ def measure(results: Sequence[Compared], threshold: float) -> dict[str, float | 
         labels = [r.text.label or 0 for r, _ in labelled]
         figures["f1_torch"] = f1(labels, [pair[0] for _, pair in labelled])
         figures["f1_package"] = f1(labels, [pair[1] for _, pair in labelled])
-    return figures
+    return figures | _kinds_figures(results)
+
+
+def _kinds_figures(results: Sequence[Compared]) -> dict[str, float | int]:
+    """The distance of the kinds' probabilities, at every step; empty where none are named."""
+    pairs = [
+        (r.reference_kinds, r.package_kinds)
+        for r in results
+        if r.reference_kinds is not None and r.package_kinds is not None
+    ]
+    if not pairs:
+        return {}
+    reference, package = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    differences = abs(reference - package)
+    same = reference.argmax(axis=1) == package.argmax(axis=1)
+    return {
+        "kinds_max_abs_dp": float(differences.max()),
+        "kinds_mean_abs_dp": float(differences.max(axis=1).mean()),
+        "kinds_agreement": float(same.mean()),
+    }
+
+
+def lines(figures: dict[str, float | int]) -> list[str]:
+    """The figures as the user is told."""
+    said = [
+        f"proof: max |dp| {figures['max_abs_dp']:.2e}, relative RMS of logits "
+        f"{figures['logit_rel_rms']:.2e} over {figures['steps']} steps "
+        f"of {figures['solutions']} solutions"
+    ]
+    if "kinds_agreement" in figures:
+        said.append(
+            f"proof of the kinds of error: max |dp| {figures['kinds_max_abs_dp']:.2e}, the same "
+            f"kind at {figures['kinds_agreement']:.2%} of the steps"
+        )
+    return said
 
 
 def f1(labels: Sequence[int], found: Sequence[int | None]) -> float:
@@ -269,14 +325,17 @@ def check_budget(
 ) -> str | None:
     """What is over budget, as one text with the worst steps; None when everything is within."""
     budget = BUDGETS[precision]
+    at_most, at_least = budget.at_most, budget.at_least
+    if any(r.reference_kinds is not None for r in results):
+        at_most, at_least = at_most | budget.kinds_at_most, at_least | budget.kinds_at_least
     over = [
         f"{name} {figures[name]:.3g} > {limit:g}"
-        for name, limit in budget.at_most.items()
+        for name, limit in at_most.items()
         if not figures[name] <= limit
     ]
     over += [
         f"{name} {figures[name]:.3g} < {limit:g}"
-        for name, limit in budget.at_least.items()
+        for name, limit in at_least.items()
         if not figures[name] >= limit
     ]
     if not over:
@@ -305,6 +364,9 @@ def self_test_cases(results: Sequence[Compared]) -> list[Case]:
             problem=r.text.problem,
             steps=r.text.steps,
             scores=tuple(float(score) for score in r.reference_scores),
+            error_kinds=None
+            if r.reference_kinds is None
+            else tuple(tuple(row) for row in r.reference_kinds.tolist()),
         )
         for r in shortest[:SELF_TEST_CASES]
     ]
@@ -312,8 +374,12 @@ def self_test_cases(results: Sequence[Compared]) -> list[Case]:
 
 def summary(figures: dict[str, float | int], precision: str, drift: bool) -> dict[str, Any]:
     """The flat proof that the manifest keeps for a variant."""
+    least = BUDGETS[precision].tolerance
+    tolerances = {TOLERANCE_KEY: max(least, 2 * float(figures["max_abs_dp"]))}
+    if "kinds_max_abs_dp" in figures:
+        tolerances[KINDS_TOLERANCE_KEY] = max(least, 2 * float(figures["kinds_max_abs_dp"]))
     return {
         **{key: round(v, 9) if isinstance(v, float) else v for key, v in figures.items()},
-        TOLERANCE_KEY: max(BUDGETS[precision].tolerance, 2 * float(figures["max_abs_dp"])),
+        **tolerances,
         "allowed_drift": drift,
     }

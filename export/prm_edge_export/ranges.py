@@ -143,7 +143,7 @@ def measure(
             batch.stream = runner.forward(batch.stream)
         progress(index + 1, config.layers)
     rest = records[n_calibration:]
-    return ranges, StoredReference(rest, runner.logits(others, rest))
+    return ranges, StoredReference(rest, runner.outputs(others, rest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ hold (epsilon, rotary frequencies, windows, activation) is compared with ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 from .checkpoint import Tensors
-from .heads import UNUSED_PREFIX, Head
+from .heads import UNUSED_PREFIX, Head, Layer
 from .model_config import DecoderConfig
 from .rope import inverse_frequencies
 
@@ -118,10 +118,17 @@ def _hf_config(config: DecoderConfig, head: Head) -> Any:
     return _class(config, "Config")(**_config_values(config, head))
 
 
-def load_top(head: Head, tensors: Tensors) -> torch.nn.Sequential:
-    """The head as modules, filled."""
+def load_tops(head: Head, tensors: Tensors) -> list[torch.nn.Module]:
+    """The head, and what names errors beside it, as modules, filled."""
+    tops: list[torch.nn.Module] = [_load_affine(head.layers, tensors)]
+    if head.naming is not None:
+        tops.append(_load_affine((head.naming.layer,), tensors))
+    return tops
+
+
+def _load_affine(layers: Sequence[Layer], tensors: Tensors) -> torch.nn.Sequential:
     modules: list[torch.nn.Module] = []
-    for layer in head.layers:
+    for layer in layers:
         linear = torch.nn.Linear(layer.inputs, layer.outputs, bias=layer.bias is not None)
         with torch.no_grad():
             linear.weight.copy_(layer.read(tensors))

@@ -22,12 +22,13 @@ from .adapters import ADAPTER_WEIGHTS, AdaptedCheckpoint
 from .checkpoint import (
     CONFIG_NAME,
     INDEX,
+    KINDS_FILE,
     PICKLE,
     PICKLE_INDEX,
     SINGLE,
-    TOKENIZER_NAME,
     Checkpoint,
 )
+from .config_json import TOKENIZER_NAME
 from .training_args import TRAINING_ARGS_NAME
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,6 +43,7 @@ NEEDED: Final = (
     "NOTICE*",
     "README.md",
     "chat_template.jinja",
+    KINDS_FILE,
     "reward_head.pt",
     "quant_config.json",
     "quantize_config.json",

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from prm_edge_runtime.errors import CheckpointError
 
-from .checkpoint import TOKENIZER_NAME, read_json
+from .config_json import TOKENIZER_NAME, read_json
 
 CONFIG_NAME: Final = "tokenizer_config.json"
 TEMPLATE_NAME: Final = "chat_template.jinja"

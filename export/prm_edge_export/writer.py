@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -136,6 +136,7 @@ class PackageWriter:
         max_tokens: int,
         tokenizer: bytes,
         provenance: Mapping[str, Scalar],
+        error_kinds: Sequence[str] = (),
     ) -> None:
         """With ``add``: refuse early what :meth:`finish` would refuse. Otherwise do nothing.
 
@@ -144,7 +145,7 @@ class PackageWriter:
         """
         if self.existing is None:
             return
-        differences = _differences(self.existing, recipe, max_tokens, provenance)
+        differences = _differences(self.existing, recipe, max_tokens, provenance, error_kinds)
         if tokenizer != self.existing.read_bytes(TOKENIZER_NAME):
             differences.append(f"{TOKENIZER_NAME} has other content")
         self._refuse_different(differences)
@@ -202,7 +203,11 @@ class PackageWriter:
         files = listed_files(self.staging)
         new = {path: entry for path, entry in files.items() if path not in existing.manifest.files}
         differences = _differences(
-            existing, manifest.recipe, manifest.max_tokens, manifest.provenance
+            existing,
+            manifest.recipe,
+            manifest.max_tokens,
+            manifest.provenance,
+            manifest.error_kinds,
         )
         differences += [
             f"{path} has other content"
@@ -360,7 +365,11 @@ def _merged(old: Manifest, added: Manifest, new: Mapping[str, FileEntry]) -> Man
 
 
 def _differences(
-    existing: Package, recipe: Recipe, max_tokens: int, provenance: Mapping[str, Scalar]
+    existing: Package,
+    recipe: Recipe,
+    max_tokens: int,
+    provenance: Mapping[str, Scalar],
+    error_kinds: Sequence[str],
 ) -> list[str]:
     old = existing.manifest
     ours, theirs = recipe.to_dict(), old.recipe.to_dict()
@@ -371,6 +380,9 @@ def _differences(
     ]
     if max_tokens != old.max_tokens:
         found.append(f"max_tokens is {max_tokens}, there {old.max_tokens}")
+    if tuple(error_kinds) != old.error_kinds:
+        ours_named, theirs_named = (", ".join(x) or "none" for x in (error_kinds, old.error_kinds))
+        found.append(f"the kinds of error are {ours_named}, there {theirs_named}")
     found += [
         f"provenance {key} is {value!r}, there {old.provenance[key]!r}"
         for key, value in provenance.items()

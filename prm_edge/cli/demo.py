@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .describe import name_package, notice, package_bytes, size
-from .drawing import bar, cells
+from .drawing import bar, cells, marked
 from .group import Failure
 from .options import engine_options, json_option, load_scorer, package_option
 
@@ -172,7 +172,7 @@ def _draft_lines(draft: Draft, recipe: Recipe, cells: tuple[str, str]) -> list[s
     lines = []
     for index, (step, score) in enumerate(zip(draft.steps, result["scores"], strict=True)):
         value = "  none" if score is None else f"{score:6.3f}"
-        mark = "   <- first error" if index == result["first_error"] else ""
+        mark = marked(index, result["first_error"], result.get("error_kinds"))
         lines.append(f"   {bar(score, recipe, cells)} {value}  {step}{mark}")
     first = "" if result["first_error"] is None else f" at step {result['first_error'] + 1}"
     planted = "no mistake" if draft.planted < 0 else f"a mistake in step {draft.planted + 1}"

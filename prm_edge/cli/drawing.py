@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
+
+from prm_edge.error_words import looks_like
 
 if TYPE_CHECKING:
     from prm_edge_runtime.recipe import Recipe
@@ -25,6 +28,14 @@ def bar(score: float | None, recipe: Recipe, cells: tuple[str, str]) -> str:
         share = (score - lowest) / (highest - lowest)
     full = round(share * BAR_CELLS)
     return cells[0] * full + cells[1] * (BAR_CELLS - full)
+
+
+def marked(index: int, first_error: int | None, kinds: Sequence[str | None] | None) -> str:
+    """What stands behind a step: that it is the first error, and which kind it looks like."""
+    kind = None if kinds is None else kinds[index]
+    said = ["first error"] if index == first_error else []
+    said += [] if kind is None else [looks_like(kind)]
+    return f"   <- {', '.join(said)}" if said else ""
 
 
 def cells() -> tuple[str, str]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from prm_edge.error_words import all_in_words
+from prm_edge_runtime.kinds import known_kinds
+
 from .describe import notice, package_bytes, recipe_lines, size
-from .export import naming_the_extra
+from .export import naming_the_extra, unescape
 from .group import Failure, Misuse
 from .options import json_option
 
@@ -40,6 +43,7 @@ INTEGRITY: Final = {
 @click.option("--recipe", metavar="RECIPE", help="Checkpoint: as for export.")
 @click.option("--revision", metavar="REV", help="Checkpoint: as for export.")
 @click.option("--base", metavar="BASE", help="Checkpoint: as for export.")
+@click.option("--separator", metavar="TEXT", help="Checkpoint: as for export.")
 @json_option
 def inspect_command(
     path: str | None,
@@ -47,6 +51,7 @@ def inspect_command(
     recipe: str | None,
     revision: str | None,
     base: str | None,
+    separator: str | None,
     as_json: bool,
 ) -> None:
     """Show what a package holds: recipe, variants, proof, thresholds, limits, provenance.
@@ -62,12 +67,12 @@ def inspect_command(
 
         path = str(package_path(None)[0])
     if is_checkpoint(Path(path)):
-        _inspect_checkpoint(Path(path), recipe, revision, base, as_json)
+        _inspect_checkpoint(Path(path), recipe, revision, base, separator, as_json)
         return
-    if given := [name for name in (recipe, revision, base) if name is not None]:
+    if given := [name for name in (recipe, revision, base, separator) if name is not None]:
         raise Misuse(
-            f"--recipe, --revision and --base are for checkpoints, {path} is none; leave out "
-            f"{given[0]!r}"
+            "--recipe, --revision, --base and --separator are for checkpoints, "
+            f"{path} is none; leave out {given[0]!r}"
         )
     from prm_edge_runtime.package import open_package
 
@@ -88,13 +93,24 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _inspect_checkpoint(
-    path: Path, recipe: str | None, revision: str | None, base: str | None, as_json: bool
+    path: Path,
+    recipe: str | None,
+    revision: str | None,
+    base: str | None,
+    separator: str | None,
+    as_json: bool,
 ) -> None:
     with naming_the_extra():
         from prm_edge_export.inspection import inspect_checkpoint
         from prm_edge_export.plan import ExportOptions
 
-        options = ExportOptions(checkpoint=path, recipe=recipe, revision=revision, base=base)
+        options = ExportOptions(
+            checkpoint=path,
+            recipe=recipe,
+            revision=revision,
+            base=base,
+            separator=None if separator is None else unescape(separator),
+        )
         found = inspect_checkpoint(options, partial(click.echo, err=True))
     if as_json:
         data = {
@@ -136,6 +152,9 @@ def as_text(package: Package, verify: str) -> list[str]:
         *(["", f"NOTICE: {text}"] if (text := notice(manifest)) is not None else []),
         *_section("recipe", recipe_lines(manifest.recipe)),
     ]
+    if manifest.error_kinds:
+        words = all_in_words(known_kinds(manifest.error_kinds))
+        lines += _section("kinds of error that it names", list(words.items()))
     for variant in manifest.variants:
         lines += _variant(manifest, variant)
     thresholds = [(key, f"{value:g}") for key, value in manifest.thresholds.items()]

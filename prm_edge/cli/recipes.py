@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .export import naming_the_extra
+from .export import naming_the_extra, unescape
 from .group import Misuse
 from .options import json_option
 
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Print it as this checkpoint has it: its chat template, its token ids.",
 )
+@click.option(
+    "--separator", metavar="TEXT", help=r"With --checkpoint: as for export; \n is a newline."
+)
 @json_option
-def recipes_command(name: str | None, checkpoint: Path | None, as_json: bool) -> None:
+def recipes_command(
+    name: str | None, checkpoint: Path | None, separator: str | None, as_json: bool
+) -> None:
     """List the recipes that `prm-edge export --recipe` knows, or print one as TOML.
 
     What is printed is a file for --recipe: change it, and export a reward model of your own.
-    Needs: pip install 'prm-edge[export]'
+    --checkpoint needs: pip install 'prm-edge[export]'
     """
+    if separator is not None and checkpoint is None:
+        raise Misuse("--separator is one of a checkpoint's; name it with --checkpoint")
     with naming_the_extra():
         from prm_edge_export.families import FAMILIES
         from prm_edge_export.recipe_toml import family_data, recipe_data, to_toml
@@ -49,7 +56,11 @@ def recipes_command(name: str | None, checkpoint: Path | None, as_json: bool) ->
         else:
             from prm_edge_export.pipeline import ExportOptions, planned
 
-            options = ExportOptions(checkpoint=checkpoint, recipe=name)
+            options = ExportOptions(
+                checkpoint=checkpoint,
+                recipe=name,
+                separator=None if separator is None else unescape(separator),
+            )
             plan = planned(options)
             data, source = recipe_data(plan.recipe, plan.family), f"as {options.name} has it"
     if as_json:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from prm_edge.error_words import looks_like
+
 from .describe import name_package, say_notice
-from .drawing import bar, cells
+from .drawing import bar, cells, marked
 from .options import engine_options, force_option, json_option, load_scorer, package_option
 
 if TYPE_CHECKING:
@@ -88,20 +90,23 @@ def _take(session: Session, scorer: Scorer, steps: list[str], line: str) -> str:
     score = session.add(line)
     ms = 1000 * (time.perf_counter() - start_s)
     steps.append(line)
-    mark = "   <- first error" if session.first_error == len(steps) - 1 else ""
+    mark = marked(len(steps) - 1, session.first_error, session.error_kinds)
     return f"{bar(score, scorer.recipe, cells())} {score:6.3f}  {line}{mark}   ({ms:.1f} ms)"
 
 
 def _summary(session: Session) -> str:
-    first = session.first_error
+    first, kinds = session.first_error, session.error_kinds
     at = "" if first is None else f" at step {first + 1}"
+    kind = None if first is None or kinds is None else kinds[first]
+    said = "" if kind is None else f", which {looks_like(kind)}"
     count = len(session.scores)
-    return f"{session.verdict}{at}: {count} step{'' if count == 1 else 's'}"
+    return f"{session.verdict}{at}{said}: {count} step{'' if count == 1 else 's'}"
 
 
 def _as_data(session: Session, scorer: Scorer, problem: str, steps: list[str]) -> dict[str, object]:
     from prm_edge.jobs import rounded
 
+    kinds = session.error_kinds
     return {
         "problem": problem,
         "steps": steps,
@@ -109,6 +114,7 @@ def _as_data(session: Session, scorer: Scorer, problem: str, steps: list[str]) -
         "verdict": session.verdict,
         "first_error": session.first_error,
         "threshold": scorer.threshold,
+        **({} if kinds is None else {"error_kinds": list(kinds)}),
         "n_tokens": session.n_tokens,
         "package": scorer.package.short,
         "variant": scorer.variant,

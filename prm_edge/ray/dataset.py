@@ -92,9 +92,10 @@ def score_dataset(
 
     A row is a record as ``prm-edge formats`` lists them, one key a column. Behind its columns come
     ``scores``, ``verdict``, ``first_error``, ``aggregate``, ``threshold``, ``status``,
-    ``probabilities``, ``redundancy``, ``n_tokens``; for candidates ``scored_candidates``,
-    ``order``, ``best``, ``best_sound``, ``by``; ``scored_steps``, what a response was cut into;
-    ``package``, ``variant``; and ``error``, null but where the row could not be scored.
+    ``probabilities``, ``redundancy``, ``error_kinds``, ``n_tokens``; for candidates
+    ``scored_candidates``, ``order``, ``best``, ``best_sound``, ``by``; ``scored_steps``, what a
+    response was cut into; ``package``, ``variant``; and ``error``, null but where the row could not
+    be scored.
 
     Args:
         package: a folder of this machine, sent to every node once through Ray's object store; a
@@ -152,6 +153,7 @@ def added_schema(arrow: Any, aggregates: Sequence[str]) -> Any:
         ("status", arrow.list_(text)),
         ("probabilities", arrow.list_(number)),
         ("redundancy", arrow.list_(number)),
+        ("error_kinds", arrow.list_(text)),
         ("n_tokens", whole),
     ]
     return arrow.schema(

@@ -212,13 +212,13 @@ class Api:
         asked = bodies.read_steps(await self._data(request), self.limits)
         live = self._take(request, after=asked.after)
         session = _session(live)
-        scores = await self._run_session(
+        peeked = await self._run_session(
             request,
             live,
             lambda: self.backend.peek(session, asked.steps),
             estimated_tokens(asked.steps),
         )
-        return JsonResponse({"scores": scores, **self.backend.about})
+        return JsonResponse(peeked)
 
     async def undo(self, request: Request) -> Response:
         asked = bodies.read_undo(await self._data(request))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from prm_edge.error_words import all_in_words
 from prm_edge.jobs import Job, rounded
 from prm_edge_runtime import scoring
 from prm_edge_runtime.errors import PrmEdgeError
+from prm_edge_runtime.kinds import known_kinds
 from prm_edge_runtime.version import __version__
 
 from .queue import Solution
@@ -32,6 +34,8 @@ KV_COPIES: Final = 3
 SESSION_BYTES: Final = 16_384  # of a session besides, at the least
 TEXT_BYTES: Final = 16  # of a token: its id, and its text where that is kept
 SCORE_BYTES: Final = 16
+STEP_BYTES: Final = 64  # of a step's kinds of error, and of each of them
+KIND_BYTES: Final = 32
 TOKENS_PER_STEP_AT_MOST: Final = 256  # of a recipe's template around a step
 
 
@@ -49,6 +53,8 @@ class Backend:
         self._describe = Job(scorer=scorer).describe
         variant = scorer.package.variant(scorer.variant)
         self._kv_bytes = 2 * variant.layers * variant.kv_heads * variant.head_dim * FLOAT_BYTES
+        self._kinds = known_kinds(scorer.package.manifest.error_kinds)
+        self._step_bytes = STEP_BYTES + KIND_BYTES * len(self._kinds) if self._kinds else 0
 
     def self_test(self) -> float:
         """See :meth:`.Scorer.self_test`."""
@@ -134,14 +140,18 @@ class Backend:
         scores = session.scores[len(session.scores) - len(steps) :]
         return [rounded(score) for score in scores], session.n_tokens_run - before
 
-    def peek(self, session: Session, steps: Sequence[str]) -> tuple[list[float | None], int]:
+    def peek(self, session: Session, steps: Sequence[str]) -> tuple[Answer, int]:
         """Score alternatives for the next step; none is taken."""
         before = session.n_tokens_run
-        scores = session.peek(steps)
-        return [rounded(score) for score in scores], session.n_tokens_run - before
+        found = session.peek_named(steps)
+        answer: Answer = {"scores": [rounded(score) for score, _ in found]}
+        if self._kinds:
+            answer["error_kinds"] = [kind for _, kind in found]
+        return {**answer, **self.about}, session.n_tokens_run - before
 
     def session_state(self, session: Session) -> Answer:
         """Where a session stands."""
+        kinds = session.error_kinds
         return {
             "scores": [rounded(score) for score in session.scores],
             "verdict": session.verdict,
@@ -149,12 +159,13 @@ class Backend:
             "threshold": self._scorer.threshold,
             "n_tokens": session.n_tokens,
             "incremental": session.incremental,
+            **({} if kinds is None else {"error_kinds": list(kinds)}),
             **self.about,
         }
 
     def session_bytes(self, session: Session) -> int:
         """The most that a session holds; what forks share is counted for each."""
-        return self._bytes(session.n_tokens, len(session.scores))
+        return self._bytes(session.n_tokens, len(session.scores), session)
 
     def session_bytes_after(self, session: Session | None, texts: Sequence[str]) -> int:
         """The most that a session would hold with these texts behind it."""
@@ -165,15 +176,17 @@ class Backend:
         if session is not None:
             n_tokens += session.n_tokens
             n_steps += len(session.scores)
-        return self._bytes(min(n_tokens, self._scorer.max_tokens), n_steps)
+        return self._bytes(min(n_tokens, self._scorer.max_tokens), n_steps, session)
 
-    def _bytes(self, n_tokens: int, n_steps: int) -> int:
-        # where nothing is cached, every step keeps the scores of those before it
+    def _bytes(self, n_tokens: int, n_steps: int, session: Session | None) -> int:
+        # where nothing is cached, every step keeps the scores of those before it, and their kinds
+        repeated = 1 if session is not None and session.incremental else n_steps
         return (
             SESSION_BYTES
             + KV_COPIES * self._kv_bytes * n_tokens
             + TEXT_BYTES * n_tokens
             + SCORE_BYTES * n_steps * n_steps
+            + self._step_bytes * n_steps * repeated
         )
 
     @property
@@ -197,5 +210,6 @@ class Backend:
             "aggregates": list(recipe.aggregates),
             "default_aggregate": recipe.aggregate,
             "max_tokens": scorer.max_tokens,
+            **({"error_kinds": all_in_words(self._kinds)} if self._kinds else {}),
             "notice": manifest.provenance.get("notice"),
         }

@@ -16,6 +16,11 @@ TEXT: Final[Schema] = {"type": "string"}
 COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 NUMBER: Final[Schema] = {"type": "number"}
 SCORE: Final[Schema] = {"type": ["number", "null"], "description": "null: no score; see status"}
+KIND: Final[Schema] = {
+    "type": ["string", "null"],
+    "description": "what the error looks like, null where the step does not count as one; /info "
+    "has the names in words",
+}
 INDEX: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
 VERDICT: Final[Schema] = {"enum": ["sound", "flawed", "unknown"]}
 DESCRIPTION: Final = (
@@ -69,8 +74,9 @@ def schemas(limits: Limits, aggregates: Sequence[str]) -> dict[str, Schema]:
         "status": _list(TEXT),
         "n_tokens": COUNT,
     }
-    # of recipes, and of calibrated packages, that have them
-    extra = {"redundancy": _list(SCORE), "probabilities": _list(SCORE)}
+    # of recipes, of calibrated packages, and of packages that name errors
+    named = {"error_kinds": _list(KIND)}
+    extra = {"redundancy": _list(SCORE), "probabilities": _list(SCORE), **named}
     session = {
         "id": TEXT,
         "scores": _list(NUMBER),
@@ -113,9 +119,9 @@ def schemas(limits: Limits, aggregates: Sequence[str]) -> dict[str, Schema]:
             threshold=NUMBER,
             **about,
         ),
-        "Session": _result(**session),
-        "Added": _result(**session, added=_list(NUMBER)),
-        "Peeked": _result(scores=_list(NUMBER), **about),
+        "Session": _some(_result(**session), **named),
+        "Added": _some(_result(**session, added=_list(NUMBER)), **named),
+        "Peeked": _some(_result(scores=_list(NUMBER), **about), **named),
         "Health": _result(status={"enum": ["starting", "ready", "failed", "stopping"]}),
         "Info": {"type": "object"},
         "Error": _result(error=error),

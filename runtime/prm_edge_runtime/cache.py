@@ -3,7 +3,7 @@
 Each node of a tree holds those of its own tokens and never changes; a run needs them as one buffer,
 which is filled from the nodes and kept between runs, so that the next step copies nothing. What
 belongs to the same tokens from the start is the same to the bit, so token ids say what is there.
-Shapes: L layers, G key/value heads, D head size, S tokens of a node, N read positions, C logits.
+Shapes: L layers, G key/value heads, D head size, S tokens of a node, N read positions, W outputs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class Node:
     """A prompt (no parent), or one step after its parent's.
 
     ``depth``: steps up to here. ``n_tokens``: tokens up to here. ``ids``: its own tokens (S,), and
-    ``kv`` theirs (2L, G, S, D), in the memory of the device that runs the model. ``logits``: of its
-    last token (C,), None where nobody read it. Where nothing is cached there is ``step`` instead,
-    and ``revised``: the scores of all steps up to here, because there a step changes the scores of
-    those before it.
+    ``kv`` theirs (2L, G, S, D), in the memory of the device that runs the model. ``row``: the
+    outputs at its last token (W,), None where nobody read it. ``kinds``: probabilities of the kinds
+    of error it may be, None where the package names none. Where nothing is cached there is ``step``
+    instead, and ``revised``: the scores of all steps up to here, because there a step changes the
+    scores of those before it; ``revised_kinds`` likewise.
     """
 
     parent: Node | None = field(repr=False)
@@ -38,9 +39,11 @@ class Node:
     score: float = float("nan")
     ids: NDArray[np.int64] = field(default_factory=lambda: _NO_IDS, repr=False)
     kv: Block | None = field(default=None, repr=False)
-    logits: NDArray[np.float32] | None = field(default=None, repr=False)
+    row: NDArray[np.float32] | None = field(default=None, repr=False)
+    kinds: tuple[float, ...] | None = field(default=None, repr=False)
     step: str = ""
     revised: tuple[float, ...] | None = None
+    revised_kinds: tuple[tuple[float, ...] | None, ...] | None = field(default=None, repr=False)
 
     @property
     def start(self) -> int:
@@ -81,12 +84,12 @@ class Buffer:
     def run(
         self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run tokens after the first ``past`` ones that are there. (S,), (N,) -> (N, C)"""
+        """Run tokens after the first ``past`` ones that are there. (S,), (N,) -> (N, W)"""
         self._reserve(past + len(ids))
         self._ids = self._ids[:past]  # and so it stays if the run fails
-        logits = self._engine.extend(self._cache, past, ids, reads)
+        rows = self._engine.extend(self._cache, past, ids, reads)
         self._ids = np.concatenate([self._ids, ids])
-        return logits
+        return rows
 
     def take(
         self,
@@ -94,7 +97,8 @@ class Buffer:
         end: int,
         *,
         score: float = float("nan"),
-        logits: NDArray[np.float32] | None = None,
+        kinds: tuple[float, ...] | None = None,
+        row: NDArray[np.float32] | None = None,
     ) -> Node:
         """Make a node of the tokens from the end of ``parent`` up to ``end``."""
         start = parent.n_tokens if parent else 0
@@ -105,7 +109,8 @@ class Buffer:
             score=score,
             ids=self._ids[start:end].copy(),
             kv=self._cache.read(start, end),
-            logits=logits,
+            row=row,
+            kinds=kinds,
         )
 
     def _reserve(self, tokens: int) -> None:

@@ -1,7 +1,7 @@
 """The graph contract: tensor names, types and axes that exporter and engine share.
 
 Axes: B rows, S new tokens, P cached tokens, T = P + S, N read positions, C logits,
-G key/value heads, D head size, V vocabulary.
+K outputs of the head that names errors, G key/value heads, D head size, V vocabulary.
 
 ``decoder``: a causal model with its KV cache in and out, float32 or in half precision, the same for
 all of it; where past and present are one buffer with room for more than T tokens, a run appends in
@@ -39,6 +39,7 @@ READS: Final = Tensor(name="reads", type=INT64, axes=("N",))
 LAST_TOKEN: Final = Tensor(name="last_token", type=INT32, axes=("B",))
 TOTAL_TOKENS: Final = Tensor(name="total_tokens", type=INT32, axes=())
 LOGITS: Final = Tensor(name="logits", type=FLOAT, axes=("N", "C"))
+ERROR_KINDS_NAME: Final = "error_kinds"
 
 ATTENTION_MASK: Final = Tensor(name="attention_mask", type=INT64, axes=("B", "S"))
 TOKEN_TYPE_IDS: Final = Tensor(name="token_type_ids", type=INT64, axes=("B", "S"))
@@ -72,8 +73,13 @@ def decoder_inputs(
     return (INPUT_IDS, READS, LAST_TOKEN, TOTAL_TOKENS, *cache)
 
 
+def error_kinds(kinds: int) -> tuple[Tensor, ...]:
+    """The output of a head that names errors; none for 0 kinds. Of the same rows as the logits."""
+    return (Tensor(name=ERROR_KINDS_NAME, type=FLOAT, axes=("N", kinds)),) if kinds else ()
+
+
 def decoder_outputs(
-    layers: int, kv_heads: int, head_dim: int, cache_type: str = FLOAT
+    layers: int, kv_heads: int, head_dim: int, cache_type: str = FLOAT, kinds: int = 0
 ) -> tuple[Tensor, ...]:
     """Every output of a ``decoder`` graph, in order."""
     cache = tuple(
@@ -81,7 +87,7 @@ def decoder_outputs(
         for i in range(layers)
         for part in ("key", "value")
     )
-    return (LOGITS, *cache)
+    return (LOGITS, *error_kinds(kinds), *cache)
 
 
 STATELESS_REQUIRED: Final = (INPUT_IDS, ATTENTION_MASK)

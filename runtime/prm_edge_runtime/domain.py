@@ -18,7 +18,7 @@ from .errors import InputError, PackageError
 if TYPE_CHECKING:
     from .cache import Node
     from .package import Package
-    from .session import Track
+    from .tracks import Track
 
 DOMAIN_NAME: Final = "domain.json"
 MAX_SHOWN: Final = 5

@@ -1,5 +1,6 @@
-"""Run one variant's graph: token ids and read positions in, logits out.
+"""Run one variant's graph: token ids and read positions in, a row of outputs for each read out.
 
+A row (W,) is the logits, and behind them what a head that names errors gives: W = C + K.
 Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.contract`.
 """
 
@@ -24,7 +25,8 @@ from .memory import (
     HostMemory,
     Layout,
     Memory,
-    check_logits,
+    Outputs,
+    check_output,
     run_bound,
 )
 from .ort import Place, open_session
@@ -88,7 +90,7 @@ class Opening:
 
 
 class Engine(Protocol):
-    """What the scorer needs: one record in, the logits of its read positions out."""
+    """What the scorer needs: one record in, the outputs at its read positions out."""
 
     @property
     def causal(self) -> bool:
@@ -96,7 +98,7 @@ class Engine(Protocol):
         ...
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run one record. (T,), (N,) -> (N, C)"""
+        """Run one record. (T,), (N,) -> (N, W)"""
         ...
 
 
@@ -106,9 +108,12 @@ def open_engine(
     *,
     logits: int,
     threads: int,
+    kinds: int = 0,
     options: CudaOptions | None = None,
 ) -> Engine:
     """Open a variant's graph and check it against the contract.
+
+    ``logits``, ``kinds``: C and K of its heads.
 
     Raises:
         DeviceError, EngineError: see :func:`.ort.open_session`.
@@ -123,6 +128,7 @@ def open_engine(
             logits,
             place if place.device != "cpu" else None,
             read_opening(graph.parent, variant),
+            kinds=kinds,
         )
     return StatelessEngine(session, variant, logits)
 
@@ -165,14 +171,19 @@ class DecoderEngine:
         logits: int,
         place: Place | None = None,
         opening: Opening | None = None,
+        *,
+        kinds: int = 0,
     ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kind = _cache_type(inputs)
         shape = (variant.layers, variant.kv_heads, variant.head_dim)
         _check(inputs, contract.decoder_inputs(*shape, kind), variant.name)
-        _check(outputs, contract.decoder_outputs(*shape, kind), variant.name)
+        _check(outputs, contract.decoder_outputs(*shape, kind, kinds), variant.name)
         self._session = session
-        self._logits = logits
+        # what is wanted of the graph besides the cache -> its columns
+        self._widths = {contract.LOGITS.name: logits}
+        self._widths |= {tensor.name: kinds for tensor in contract.error_kinds(kinds)}
+        self.width: Final = logits + kinds
         self._even = variant.precision in EVEN
         self.limits: Final = LIMITS[variant.device]
         parts = [(layer, part) for layer in range(variant.layers) for part in ("key", "value")]
@@ -196,7 +207,7 @@ class DecoderEngine:
         return tokens + (tokens % 2 if self._even else tokens % TILE == 1)
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run one record from an empty cache. (T,), (N,) -> (N, C)"""
+        """Run one record from an empty cache. (T,), (N,) -> (N, W)"""
         if len(ids) > self.limits.run_tokens:
             return self.extend(self.new_cache(len(ids) + 1), 0, ids, reads)
         return self.run_rows([(ids, reads)])[0]
@@ -204,7 +215,7 @@ class DecoderEngine:
     def run_rows(
         self, rows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> list[NDArray[np.float32]]:
-        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, C)
+        """Run short records at once, padded to the longest. B x (T,), (N,) -> B x (N, W)
 
         One after the other where the package has their opening: before 1.32 onnxruntime's
         GroupQueryAttention takes a cache and several new tokens for one row only.
@@ -225,11 +236,17 @@ class DecoderEngine:
             contract.LAST_TOKEN.name: np.full(len(rows), width - 1, dtype=np.int32),
             contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
         }
-        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        outputs = self._outputs(len(reads))
         with _failing_as(f"a run of {width} tokens"):
-            self._memory.run_rows(len(rows), feeds, logits)
+            self._memory.run_rows(len(rows), feeds, outputs)
         ends = np.cumsum([len(at) for _, at in rows])[:-1]
-        return list(np.split(logits, ends))
+        return list(np.split(_side_by_side(outputs), ends))
+
+    def _outputs(self, reads: int) -> Outputs:
+        """Memory for what a run gives."""
+        return {
+            name: np.empty((reads, width), dtype=np.float32) for name, width in self._widths.items()
+        }
 
     def new_cache(self, tokens: int) -> Cache:
         """Make room for the keys and values of ``tokens`` tokens, one or more."""
@@ -238,7 +255,7 @@ class DecoderEngine:
     def extend(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, C)
+        """Run tokens after the first ``past`` ones in ``cache``. (S,), (N,) -> (N, W)
 
         Writes their keys and values behind those, in place; ``cache`` needs room for one token
         more. What was there is only read. ``reads`` are positions in ``ids``.
@@ -256,13 +273,13 @@ class DecoderEngine:
             ids, reads = self._opening.without(past, ids, reads)
             cache.write(past, self._opening.kv[:, 0, :, past:end])
             past = end
-        logits = np.empty((len(reads), self._logits), dtype=np.float32)
+        rows = np.empty((len(reads), self.width), dtype=np.float32)
         for start in range(0, len(ids), most):
             first, last = np.searchsorted(reads, (start, start + most))
             piece = ids[start : start + most]
             found = self._append(cache, past + start, piece, reads[first:last] - start)
-            logits[first:last] = found
-        return logits
+            rows[first:last] = found
+        return rows
 
     def _append(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
@@ -273,7 +290,7 @@ class DecoderEngine:
         tokens = np.append(ids, ids[-1:]) if width > len(ids) else ids
         # a run without reads reads one and forgets it, so that the outputs are always the same
         wanted = reads if len(reads) else np.array([len(ids) - 1], dtype=np.int64)
-        logits = np.empty((len(wanted), self._logits), dtype=np.float32)
+        outputs = self._outputs(len(wanted))
         feeds = {
             contract.INPUT_IDS.name: tokens[None, :],
             contract.READS.name: wanted,
@@ -282,8 +299,8 @@ class DecoderEngine:
         }
         self._fits(cache, total)
         with _failing_as(f"a run of {width} tokens after {past}"):
-            run_bound(self._session, cache.binding, feeds, logits)
-        return logits[: len(reads)]
+            run_bound(self._session, cache.binding, feeds, outputs)
+        return _side_by_side(outputs)[: len(reads)]
 
     @staticmethod
     def _fits(cache: Cache, tokens: int) -> None:
@@ -318,8 +335,14 @@ class StatelessEngine:
         used = {name: value for name, value in feeds.items() if name in self._inputs}
         with _failing_as(f"a run of {len(ids)} tokens"):
             (logits,) = self._session.run([contract.TOKEN_LOGITS.name], used)
-            everywhere = check_logits(logits, (1, len(ids), self._logits))
+            everywhere = check_output(logits, (1, len(ids), self._logits))
         return np.ascontiguousarray(everywhere[0, reads])
+
+
+def _side_by_side(outputs: Outputs) -> NDArray[np.float32]:
+    """(N, C) and perhaps (N, K) -> (N, W)"""
+    parts = list(outputs.values())
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _cache_type(given: Sequence[Any]) -> str:

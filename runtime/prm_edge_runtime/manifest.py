@@ -12,105 +12,65 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Final
 
 from .calibration import Calibration
 from .errors import PackageFormatError, RecipeError
 from .json_file import decode_json
+from .kinds import names_problem
+from .manifest_parts import (
+    CARD_NAME,
+    DECODER,
+    DEFAULT,
+    DEVICES,
+    GRAPH_SUFFIX,
+    INTERFACES,
+    MANIFEST_NAME,
+    MAX_CACHE_SIZE,
+    MAX_INTEGER,
+    PRECISIONS,
+    REQUIRED_FILES,
+    SELFTEST_NAME,
+    STATELESS,
+    TOKENIZER_NAME,
+    UNLISTED_FILES,
+    FileEntry,
+    Prefix,
+    Scalar,
+    Variant,
+)
+from .manifest_rules import UNPRINTABLE, path_problem, validate, variant_name_problem
 from .recipe import Recipe
 from .strict import Fields, Problems
 
+__all__ = [
+    "CARD_NAME",
+    "DECODER",
+    "DEFAULT",
+    "DEVICES",
+    "FORMAT_VERSION",
+    "GRAPH_SUFFIX",
+    "INTERFACES",
+    "MANIFEST_NAME",
+    "MAX_CACHE_SIZE",
+    "MAX_INTEGER",
+    "PRECISIONS",
+    "REQUIRED_FILES",
+    "SELFTEST_NAME",
+    "STATELESS",
+    "TOKENIZER_NAME",
+    "UNLISTED_FILES",
+    "FileEntry",
+    "Manifest",
+    "Prefix",
+    "Scalar",
+    "Variant",
+    "path_problem",
+    "variant_name_problem",
+]
+
 FORMAT_VERSION: Final = 1
-MANIFEST_NAME: Final = "prm_edge.json"
-TOKENIZER_NAME: Final = "tokenizer.json"
-SELFTEST_NAME: Final = "selftest.json"
-CARD_NAME: Final = "README.md"
-GRAPH_SUFFIX: Final = ".onnx"
-
-DEVICES: Final = ("cpu", "cuda")
-PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "int4")
-DECODER: Final = "decoder"
-STATELESS: Final = "stateless"
-INTERFACES: Final = (DECODER, STATELESS)
-DEFAULT: Final = "default"  # the key of ``thresholds`` that every package has
-
-REQUIRED_FILES: Final = (TOKENIZER_NAME, SELFTEST_NAME)
-# the manifest cannot hold its own hash, and people edit the model card
-UNLISTED_FILES: Final = (MANIFEST_NAME, CARD_NAME)
-MAX_INTEGER: Final = 2**63 - 1
-MAX_CACHE_SIZE: Final = 2**16  # of layers, heads and head size: far above any model
-
-Scalar = str | int | float | bool | None
-
-_VARIANT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of the package: ``size`` in bytes, ``sha256`` as 64 lowercase hex digits."""
-
-    size: int
-    sha256: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"size": self.size, "sha256": self.sha256}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-    """Keys and values of the tokens that every record begins with, computed at export.
-
-    ``ids``: these tokens. ``file``: beside the graph, little-endian float32 of the shape (2 *
-    layers, kv_heads, ids, head_dim), a layer's keys before its values; they lie in the cache as if
-    the graph had run the ids, which it never does.
-    """
-
-    file: str
-    ids: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"file": self.file, "ids": list(self.ids)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One graph of the package, for one device and precision.
-
-    ``graph`` and ``files`` are posix paths relative to the package, all below ``NAME/``; ``files``
-    holds the graph and its external data. ``layers``, ``kv_heads``, ``head_dim``: shape of the
-    key-value cache, all 0 for a ``stateless`` graph. ``proof``: the fidelity figures measured at
-    export, flat; ``allowed_drift`` is true when the exporter was told to ignore its budget.
-    ``prefix``: what the cache begins with; the key is absent when there is none.
-    """
-
-    name: str
-    device: str
-    precision: str
-    interface: str
-    graph: str
-    files: tuple[str, ...]
-    layers: int
-    kv_heads: int
-    head_dim: int
-    proof: Mapping[str, Scalar]
-    prefix: Prefix | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "device": self.device,
-            "precision": self.precision,
-            "interface": self.interface,
-            "graph": self.graph,
-            "files": list(self.files),
-            "layers": self.layers,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "proof": dict(self.proof),
-            **({} if self.prefix is None else {"prefix": self.prefix.to_dict()}),
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +81,8 @@ class Manifest:
     a variant's name where that variant needs another one. ``files``: path -> entry of every file
     but ``prm_edge.json`` and ``README.md``. ``provenance``: where the weights came from, flat.
     ``calibration``: by variant, what ``prm-edge calibrate`` fitted; the key is absent when empty.
+    ``error_kinds``: what the outputs of every graph's second head stand for, in order; the key is
+    absent when there is no such head.
     """
 
     name: str
@@ -131,6 +93,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     provenance: Mapping[str, Scalar]
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    error_kinds: tuple[str, ...] = ()
 
     def threshold(self, variant_name: str) -> float:
         """The score below which a step counts as wrong under this variant."""
@@ -148,6 +111,7 @@ class Manifest:
             "files": {path: entry.to_dict() for path, entry in sorted(self.files.items())},
             "provenance": dict(self.provenance),
             **({"calibration": fitted} if fitted else {}),
+            **({"error_kinds": list(self.error_kinds)} if self.error_kinds else {}),
         }
 
     def to_json(self) -> bytes:
@@ -184,11 +148,12 @@ class Manifest:
             files=_files(fields),
             provenance=_flat(fields, "provenance"),
             calibration=_calibration(fields),
+            error_kinds=_error_kinds(fields),
         )
         limits.finish()
         fields.finish()
         problems.raise_if_any(PackageFormatError, f"{where} cannot be used")
-        _validate(manifest, problems)
+        validate(manifest, problems)
         problems.raise_if_any(PackageFormatError, f"{where} cannot be used")
         return manifest
 
@@ -211,7 +176,7 @@ def _name(fields: Fields) -> str:
     if isinstance(fields.data.get("name"), str):
         if not name.strip() or len(name) > 200:
             fields.problems.add("name", f"must have 1 to 200 characters, got {len(name)}")
-        elif _UNPRINTABLE.search(name):
+        elif UNPRINTABLE.search(name):
             fields.problems.add("name", f"must not hold control characters, got {name!r}")
     return name
 
@@ -240,6 +205,17 @@ def _calibration(fields: Fields) -> dict[str, Calibration]:
         name: Calibration.read(Fields(data, f"calibration[{name!r}]", fields.problems))
         for name, data in fields.objects("calibration", {}).items()
     }
+
+
+def _error_kinds(fields: Fields) -> tuple[str, ...]:
+    if not fields.has("error_kinds"):
+        return ()
+    names = fields.list_of("error_kinds", str, "strings")
+    # an empty list is no way to say that there are none: a package has one form
+    read = names or fields.data["error_kinds"] == []
+    if read and (problem := names_problem(names)) is not None:
+        fields.problems.add("error_kinds", problem)
+    return names
 
 
 def _variants(fields: Fields) -> tuple[Variant, ...]:
@@ -306,116 +282,3 @@ def _flat(fields: Fields, key: str) -> dict[str, Scalar]:
         elif isinstance(value, int) and abs(value) > MAX_INTEGER:
             fields.problems.add(at, "must fit in 64 bits")
     return values
-
-
-def variant_name_problem(name: str) -> str | None:
-    """Why ``name`` cannot name a variant, or None when it can."""
-    if _VARIANT_NAME.fullmatch(name) and name != DEFAULT:
-        return None
-    return f"must be 1 to 63 of a-z, 0-9 and -, not start with - and not be {DEFAULT!r}"
-
-
-def path_problem(path: str) -> str | None:
-    """Why ``path`` cannot name a file of a package, or None when it can.
-
-    Allowed is a relative posix path that means the same file on every system and never leaves
-    the package.
-    """
-    if not path:
-        return "is empty"
-    if _UNPRINTABLE.search(path):
-        return "holds a control character"
-    if "\\" in path:
-        return "holds a backslash; use /"
-    if path.startswith("/"):
-        return "is absolute"
-    if ":" in path:
-        return "holds a colon (a drive letter or a stream)"
-    parts = path.split("/")
-    if ".." in parts:
-        return "leads outside the package (..)"
-    if "" in parts or "." in parts:
-        return "has an empty part or a single dot"
-    return None
-
-
-def _validate(manifest: Manifest, problems: Problems) -> None:
-    """Check what no single key can show."""
-    for path in manifest.files:
-        reason = path_problem(path)
-        if reason is not None:
-            problems.add("files", f"the path {path!r} {reason}")
-        if path in UNLISTED_FILES:
-            problems.add("files", f"{path!r} must not be listed")
-    for path in REQUIRED_FILES:
-        if path not in manifest.files:
-            problems.add("files", f"{path!r} is missing; every package has one")
-    for variant in manifest.variants:
-        _validate_variant(variant, manifest, problems)
-    _validate_thresholds(manifest, problems)
-    names = {variant.name for variant in manifest.variants}
-    for name in manifest.calibration.keys() - names:
-        problems.add("calibration", f"{name!r} is no variant; known: {', '.join(sorted(names))}")
-
-
-def _validate_variant(variant: Variant, manifest: Manifest, problems: Problems) -> None:
-    at = f"variants[{variant.name!r}]"
-    reason = variant_name_problem(variant.name)
-    if reason is not None:
-        problems.add(at, f"the name {reason}")
-    if len(set(variant.files)) != len(variant.files):
-        problems.add(f"{at}.files", "names a file twice")
-    if variant.graph not in variant.files:
-        problems.add(f"{at}.graph", f"{variant.graph!r} is not among the files of the variant")
-    if not variant.graph.endswith(GRAPH_SUFFIX):  # .ort would make onnxruntime read another format
-        problems.add(f"{at}.graph", f"must end in {GRAPH_SUFFIX}, got {variant.graph!r}")
-    for path in variant.files:
-        if not path.startswith(f"{variant.name}/"):
-            problems.add(f"{at}.files", f"{path!r} is not below {variant.name}/")
-        if path not in manifest.files:
-            problems.add(f"{at}.files", f"{path!r} has no size and hash in files")
-    cache = (variant.layers, variant.kv_heads, variant.head_dim)
-    if variant.interface == DECODER and min(cache) < 1:
-        problems.add(at, f"layers, kv_heads and head_dim must be at least 1, got {cache}")
-    if variant.interface == STATELESS and any(cache):
-        problems.add(at, f"layers, kv_heads and head_dim of a stateless graph are 0, got {cache}")
-    if variant.prefix is not None:
-        _validate_prefix(variant, variant.prefix, manifest, problems)
-
-
-def _validate_prefix(
-    variant: Variant, prefix: Prefix, manifest: Manifest, problems: Problems
-) -> None:
-    at = f"variants[{variant.name!r}].prefix"
-    if variant.interface != DECODER:
-        problems.add(at, f"a {variant.interface} graph has no cache to begin with one")
-    if variant.device != "cpu":
-        problems.add(at, f"is for variants of the CPU, not of {variant.device}")
-    if prefix.file not in variant.files:
-        problems.add(f"{at}.file", f"{prefix.file!r} is not among the files of the variant")
-    if PurePosixPath(prefix.file).parent != PurePosixPath(variant.graph).parent:
-        problems.add(f"{at}.file", f"{prefix.file!r} must lie beside the graph")
-    if not 0 < len(prefix.ids) < manifest.max_tokens:
-        problems.add(
-            f"{at}.ids", f"must be 1 to {manifest.max_tokens - 1} tokens, got {len(prefix.ids)}"
-        )
-    if any(not 0 <= token <= MAX_INTEGER for token in prefix.ids):
-        problems.add(f"{at}.ids", "must not be negative, and fit in 64 bits")
-    entry = manifest.files.get(prefix.file)
-    size = 4 * 2 * variant.layers * variant.kv_heads * len(prefix.ids) * variant.head_dim
-    if entry is not None and entry.size != size:
-        problems.add(
-            f"{at}.file", f"{prefix.file!r} must have {size} bytes for its ids, has {entry.size}"
-        )
-
-
-def _validate_thresholds(manifest: Manifest, problems: Problems) -> None:
-    known = {DEFAULT, *(variant.name for variant in manifest.variants)}
-    bounds = manifest.recipe.score.range
-    for key, value in manifest.thresholds.items():
-        if key not in known:
-            problems.add("thresholds", f"{key!r} is no variant; known: {', '.join(sorted(known))}")
-        if bounds is not None and not bounds[0] <= value <= bounds[1]:
-            problems.add(
-                f"thresholds[{key!r}]", f"must be from {bounds[0]} to {bounds[1]}: {value}"
-            )

@@ -22,6 +22,7 @@ from .errors import EngineError, PackageFormatError
 from .ort import Place, load_onnxruntime, open_copier
 
 NUMPY_TYPES: Final[dict[str, Any]] = {contract.FLOAT: np.float32, contract.FLOAT16: np.float16}
+Outputs = dict[str, NDArray[np.float32]]  # by name, the memory that takes each, C-contiguous
 _WORD_BYTES: Final = 4  # what is copied is never calculated with: 4 bytes are one int32
 
 
@@ -71,8 +72,8 @@ class Memory(Protocol):
 
     def new_cache(self, tokens: int) -> Cache: ...
 
-    def run_rows(self, rows: int, feeds: dict[str, Any], logits: NDArray[np.float32]) -> None:
-        """Run from empty caches; ``logits`` takes the only output that anybody needs."""
+    def run_rows(self, rows: int, feeds: dict[str, Any], outputs: Outputs) -> None:
+        """Run from empty caches; ``outputs`` take what anybody needs, by name."""
         ...
 
 
@@ -120,13 +121,13 @@ class HostMemory:
     def new_cache(self, tokens: int) -> HostCache:
         return HostCache(self._session, self._layout, tokens)
 
-    def run_rows(self, rows: int, feeds: dict[str, Any], logits: NDArray[np.float32]) -> None:
+    def run_rows(self, rows: int, feeds: dict[str, Any], outputs: Outputs) -> None:
         empty = np.zeros(self._layout.shape(0, rows), dtype=NUMPY_TYPES[self._layout.type])
-        (found,) = self._session.run(
-            [contract.LOGITS.name], {**feeds, **dict.fromkeys(self._layout.past, empty)}
+        found = self._session.run(
+            list(outputs), {**feeds, **dict.fromkeys(self._layout.past, empty)}
         )
-        check_logits(found, logits.shape)
-        logits[:] = found
+        for (name, memory), array in zip(outputs.items(), found, strict=True):
+            memory[:] = check_output(array, memory.shape, name)
 
 
 # --- on the device
@@ -181,7 +182,7 @@ class DeviceMemory:
     def new_cache(self, tokens: int) -> DeviceCache:
         return DeviceCache(self._session, self._layout, self._copier, tokens)
 
-    def run_rows(self, rows: int, feeds: dict[str, Any], logits: NDArray[np.float32]) -> None:
+    def run_rows(self, rows: int, feeds: dict[str, Any], outputs: Outputs) -> None:
         layout, place = self._layout, self._copier.place
         number, _ = contract.CACHE_TYPES[layout.type]
         binding = self._session.io_binding()
@@ -195,7 +196,7 @@ class DeviceMemory:
                 layout.shape(0, rows),
                 empty.data_ptr(),
             )
-        run_bound(self._session, binding, feeds, logits)
+        run_bound(self._session, binding, feeds, outputs)
 
 
 # Made with onnx.helper, tests/test_memory.py makes them again: int32 of four axes, the third one
@@ -292,16 +293,13 @@ class Copier:
         return out
 
 
-def run_bound(
-    session: Any, binding: Any, feeds: dict[str, Any], logits: NDArray[np.float32]
-) -> None:
-    """Run with what is bound, and ``feeds`` from and ``logits`` into this process's memory."""
+def run_bound(session: Any, binding: Any, feeds: dict[str, Any], outputs: Outputs) -> None:
+    """Run with what is bound, and ``feeds`` from and ``outputs`` into this process's memory."""
     for name, value in feeds.items():
         binding.bind_cpu_input(name, value)
-    # device, its number, element type, shape, address
-    binding.bind_output(
-        contract.LOGITS.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data
-    )
+    for name, memory in outputs.items():
+        # device, its number, element type, shape, address
+        binding.bind_output(name, "cpu", 0, np.float32, memory.shape, memory.ctypes.data)
     _run_synchronized(session, binding)
 
 
@@ -311,15 +309,17 @@ def _run_synchronized(session: Any, binding: Any) -> None:
     binding.synchronize_outputs()
 
 
-def check_logits(array: Any, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Logits as the contract wants them.
+def check_output(
+    array: Any, shape: Sequence[int], name: str = contract.LOGITS.name
+) -> NDArray[np.float32]:
+    """An output as the contract wants it.
 
     Raises:
-        EngineError: when they have another shape or type.
+        EngineError: when it has another shape or type.
     """
     if array.shape != tuple(shape) or array.dtype != np.float32:
         raise EngineError(
-            f"the graph returned logits of shape {array.shape} and type {array.dtype}, "
+            f"the graph returned {name} of shape {array.shape} and type {array.dtype}, "
             f"expected {tuple(shape)} and float32; export the checkpoint again"
         )
     result: NDArray[np.float32] = array

@@ -90,7 +90,7 @@ class PrefixCache:
             for end in _ends(record):
                 key = record.ids[:end].tobytes()
                 node = self._nodes.get(key)
-                if node is None or (node.logits is None and end - 1 in reads):
+                if node is None or (node.row is None and end - 1 in reads):
                     break
                 found = node
                 keys.append(key)
@@ -101,11 +101,11 @@ class PrefixCache:
         return found
 
     def keep(
-        self, record: Encoded, buffer: Buffer, logits: dict[int, NDArray[np.float32]]
+        self, record: Encoded, buffer: Buffer, rows: dict[int, NDArray[np.float32]]
     ) -> Node | None:
         """Store what a buffer holds of a record; return the last node that could be stored.
 
-        ``logits``: by read position.
+        ``rows``: of outputs (W,), by read position.
         """
         parent: Node | None = None
         keys = []
@@ -113,18 +113,18 @@ class PrefixCache:
         with self._lock:
             for end in _ends(record):
                 key = record.ids[:end].tobytes()
-                row = logits.get(end - 1)
+                row = rows.get(end - 1)
                 node = self._nodes.get(key)
                 if node is None:
-                    # its own copy: a row of logits would keep all of them
-                    node = buffer.take(parent, end, logits=None if row is None else row.copy())
+                    # its own copy: a row would keep all of them
+                    node = buffer.take(parent, end, row=None if row is None else row.copy())
                     size = _size(key, node)
                     if path_bytes + size > self._limit:
                         break  # it would push out its own beginning
                     self._nodes[key] = node
                     self._bytes += size
-                elif node.logits is None and row is not None:
-                    node = self._nodes[key] = replace(node, logits=row.copy())
+                elif node.row is None and row is not None:
+                    node = self._nodes[key] = replace(node, row=row.copy())
                 path_bytes += _size(key, node)
                 parent = node
                 keys.append(key)
@@ -147,5 +147,5 @@ def _ends(record: Encoded) -> list[int]:
 
 def _size(key: bytes, node: Node) -> int:
     kv = 0 if node.kv is None else node.kv.nbytes
-    # without the logits, which a node may get later: a few bytes, within what an entry is given
+    # without the outputs, which a node may get later: few bytes, within what an entry is given
     return len(key) + node.ids.nbytes + kv + _ENTRY_BYTES

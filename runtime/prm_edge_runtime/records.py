@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import scoring
 from .encoding import Encoded
 from .engine import DecoderEngine, Engine
 from .errors import InputTypeError
 from .lengths import Part
 from .prefixes import PrefixCache
-from .recipe import Recipe
+from .reading import Reading
 from .results import TOO_LONG, StepScores
 from .runs import run_records
 
@@ -57,7 +56,7 @@ def run_prepared(
     engine: Engine,
     prepared: Sequence[Prepared],
     *,
-    recipe: Recipe,
+    reading: Reading,
     threshold: float,
     prefixes: PrefixCache | None,
 ) -> list[StepScores]:
@@ -72,39 +71,43 @@ def run_prepared(
         for part in item.parts
     ]
     if isinstance(engine, DecoderEngine):
-        width = recipe.logits
-        runs = run_records(engine, records, logits=width, prefixes=prefixes)
-        found = [(run.logits, run.n_tokens_run) for run in runs]
+        runs = run_records(engine, records, prefixes=prefixes)
+        found = [(run.rows, run.n_tokens_run) for run in runs]
     else:
         found = [
             (engine.run(record.ids, record.reads), len(record.ids))
             if len(record.reads)
-            else (np.zeros((0, recipe.logits), dtype=np.float32), 0)
+            else (np.zeros((0, reading.width), dtype=np.float32), 0)
             for record in records
         ]
     each = iter(found)
-    return [_result(item, [next(each) for _ in item.parts], recipe, threshold) for item in prepared]
+    return [
+        _result(item, [next(each) for _ in item.parts], reading, threshold) for item in prepared
+    ]
 
 
 def _result(
     item: Prepared,
     found: Sequence[tuple[NDArray[np.float32], int]],
-    recipe: Recipe,
+    reading: Reading,
     threshold: float,
 ) -> StepScores:
+    recipe = reading.recipe
     n_steps = len(item.encoded.reads)
     scores: list[float | None] = [None] * n_steps
     status = [item.missing] * n_steps
     logits: list[tuple[float, ...] | None] = [None] * n_steps
     redundancy: list[float | None] = [None] * n_steps
+    likely: list[tuple[float, ...] | None] = [None] * n_steps
     for part, (rows, _) in zip(item.parts, found, strict=True):
-        values = scoring.scores_from_logits(rows, recipe.score)
-        redundant = scoring.redundancy_from_logits(rows, recipe.score)
+        values, kinds = reading.scores(rows), reading.likely(rows)
+        shown, redundant = reading.logits(rows), reading.redundancy(rows)
         for index in range(part.context, len(rows)):
             at = part.first + index
             scores[at], status[at] = float(values[index]), part.status
-            logits[at] = tuple(map(float, rows[index]))
+            logits[at] = tuple(map(float, shown[index]))
             redundancy[at] = None if redundant is None else float(redundant[index])
+            likely[at] = None if kinds is None else kinds[index]
     return StepScores(
         scores=tuple(scores),
         status=tuple(status),
@@ -115,4 +118,5 @@ def _result(
         default_aggregate=recipe.aggregate,
         logits=tuple(logits),
         redundancy=None if recipe.score.redundant is None else tuple(redundancy),
+        kinds=reading.step_kinds(likely),
     )

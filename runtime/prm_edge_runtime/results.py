@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from . import scoring
+from .kinds import StepKinds
 
 SCORED: Final = "scored"
 TOO_LONG: Final = "too_long"
@@ -26,7 +28,8 @@ class StepScores:
     does not say. ``n_tokens``: length of the whole record;
     ``n_tokens_run``: tokens the model really ran for it, without those that it shares with another
     record run before it; results may be equal whatever was run. ``default_aggregate``: the
-    recipe's own.
+    recipe's own. ``kinds``: what each step would be if it is an error, None where the package does
+    not name errors; :attr:`error_kinds` says which steps are.
     """
 
     scores: tuple[float | None, ...]
@@ -38,6 +41,7 @@ class StepScores:
     default_aggregate: str
     logits: tuple[tuple[float, ...] | None, ...] = field(repr=False)
     redundancy: tuple[float | None, ...] | None = None
+    kinds: StepKinds | None = field(default=None, repr=False)
 
     @property
     def first_error(self) -> int | None:
@@ -48,6 +52,27 @@ class StepScores:
     def verdict(self) -> str:
         """``sound``, ``flawed`` or ``unknown``."""
         return scoring.verdict(self.scores, self.threshold)
+
+    @property
+    def error_kinds(self) -> tuple[str | None, ...] | None:
+        """The kind of error of each step that counts as one, None for every other step.
+
+        Where labels mean ``local`` that is every step below the threshold, else the first error
+        alone. None as a whole where the package does not name errors.
+        """
+        return None if self.kinds is None else self.kinds.named(self.scores, self.threshold)
+
+    @property
+    def error_kind_probabilities(self) -> tuple[Mapping[str, float] | None, ...] | None:
+        """For each step that :attr:`error_kinds` names: every kind and its probability."""
+        if self.kinds is None:
+            return None
+        named = self.kinds.named(self.scores, self.threshold)
+        return tuple(
+            None if kind is None or row is None
+            else dict(zip(self.kinds.names, row, strict=True))
+            for kind, row in zip(named, self.kinds.probabilities, strict=True)
+        )  # fmt: skip
 
     def aggregate(self, by: str | None = None) -> float | None:
         """One number for the solution; None when a step has no score, or there are no steps.

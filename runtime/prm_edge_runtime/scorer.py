@@ -22,17 +22,19 @@ from .errors import (
     EngineError,
     InputError,
     InputTypeError,
-    VariantError,
 )
+from .kinds import known_kinds
 from .lengths import ERROR, NULL, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
 from .package import Package, choose_variant, open_package
 from .prefixes import PrefixCache, PrefixCounters, limit_bytes
+from .reading import Reading
 from .recipe import Recipe
 from .records import Prepared, pairs, run_prepared
 from .results import OUT_OF_DOMAIN, Ranking, StepScores
 from .results import rank as rank_scores
-from .session import CachedTrack, RescoredTrack, Session, Track
+from .session import Session
+from .tracks import CachedTrack, RescoredTrack, Track
 
 logger = logging.getLogger("prm_edge")
 
@@ -63,6 +65,7 @@ class Scorer:
         self.recipe: Final[Recipe] = package.manifest.recipe
         self.max_tokens: Final = package.manifest.max_tokens
         self.threshold: Final = package.manifest.threshold(variant.name)
+        self._reading = Reading(recipe=self.recipe, error_kinds=package.manifest.error_kinds)
         self._domain = domain
         self._variant = variant
         self._engine: Engine | None = engine
@@ -165,6 +168,7 @@ class Scorer:
             package.path(variant.graph),
             variant,
             logits=package.manifest.recipe.logits,
+            kinds=len(package.manifest.error_kinds),
             threads=ort.thread_count(threads),
             options=cuda_options(cuda),
         )
@@ -181,6 +185,11 @@ class Scorer:
     def variant(self) -> str:
         """The name of the variant that runs."""
         return self._variant.name
+
+    @property
+    def error_kinds(self) -> tuple[str, ...] | None:
+        """The kinds of error that a step can be given, None where the package names none."""
+        return known_kinds(self.package.manifest.error_kinds) or None
 
     @property
     def prefix_cache(self) -> PrefixCounters:
@@ -298,7 +307,7 @@ class Scorer:
         return run_prepared(
             self._open_engine(),
             prepared,
-            recipe=self.recipe,
+            reading=self._reading,
             threshold=self.threshold,
             prefixes=self._prefixes,
         )
@@ -319,7 +328,7 @@ class Scorer:
                 problem,
                 encoder=self._encoder,
                 engine=self._open_decoder,
-                score=self.recipe.score,
+                reading=self._reading,
                 max_tokens=self.max_tokens,
                 prefixes=self._prefixes,
             )
@@ -332,7 +341,7 @@ class Scorer:
             )
         if self._domain is not None:
             track = GuardedTrack(track, problem, self._domain)
-        return Session(track, threshold=self.threshold)
+        return Session(track, reading=self._reading, threshold=self.threshold)
 
     async def ascore(
         self, problem: str, steps: Sequence[str], *, on_too_long: str = ERROR
@@ -368,22 +377,19 @@ class Scorer:
     def self_test(self) -> float:
         """Score the stored cases; return the largest |difference| from torch's scores.
 
+        Where errors are named, what is named is compared too.
+
         Raises:
-            SelfTestError: when it exceeds what the package allows for this variant.
+            SelfTestError: when one exceeds what the package allows for this variant.
         """
-        tolerance = self._variant.proof.get(selftest.TOLERANCE_KEY)
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-            raise VariantError(
-                f"variant {self._variant.name!r} records no {selftest.TOLERANCE_KEY}, so its "
-                "self-test cannot be judged; export the checkpoint again"
-            )
-        cases = selftest.load_cases(self.package.read_bytes(SELFTEST_NAME))
-
-        def score(problem: str, steps: Sequence[str]) -> tuple[float | None, ...]:
+        return selftest.run(
+            self.package.read_bytes(SELFTEST_NAME),
+            self._variant,
             # what the machine computes is tested, whether or not its cases are in the domain
-            return self._run([self._prepared(problem, steps, ERROR, guarded=False)])[0].scores
-
-        return selftest.check(cases, score, float(tolerance))
+            lambda problem, steps: self._run(
+                [self._prepared(problem, steps, ERROR, guarded=False)]
+            )[0],
+        )
 
     def close(self) -> None:
         """Free the model. Scoring afterwards raises; closing twice does not."""

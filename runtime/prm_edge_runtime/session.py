@@ -7,177 +7,39 @@ A session is the tip of a tree of steps (see :mod:`.cache`). ``undo`` goes to th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Final, Protocol
-
-import numpy as np
 
 from . import scoring
 from .awaiting import run_in_thread
-from .cache import Buffer, Node
-from .encoding import Encoded, RecipeEncoder, check_steps, check_text
-from .engine import DecoderEngine
+from .cache import Node
+from .encoding import check_steps, check_text
 from .errors import ConfigError, InputError, InputTypeError, SessionError
-from .prefixes import PrefixCache
-from .recipe import Score
-from .results import StepScores
-
-_NO_READS: Final = np.zeros(0, dtype=np.int64)
-
-
-class Track(Protocol):
-    """How the steps of one problem are scored. Thread-safe; every fork has the same one."""
-
-    @property
-    def incremental(self) -> bool: ...
-
-    def start(self) -> tuple[Node, int]:
-        """The node before any step, and the tokens run for it."""
-        ...
-
-    def extend(self, tip: Node, steps: Sequence[str], *, keep: bool) -> tuple[list[Node], int]:
-        """Score each step as the next one after ``tip``: a node for each, and the tokens run.
-
-        Without ``keep`` nodes cannot become the tip.
-        """
-        ...
-
-
-class CachedTrack:
-    """Runs the tokens of new steps over the cache of those before."""
-
-    incremental = True
-
-    def __init__(
-        self,
-        problem: str,
-        *,
-        encoder: RecipeEncoder,
-        engine: Callable[[], DecoderEngine],
-        score: Score,
-        max_tokens: int,
-        prefixes: PrefixCache | None,
-    ) -> None:
-        self._problem = problem
-        self._encoder = encoder
-        self._engine = engine
-        self._score = score
-        self._max_tokens = max_tokens
-        self._prefixes = prefixes
-        self._spare: list[Buffer] = []  # one, or none while a thread has it
-
-    def start(self) -> tuple[Node, int]:
-        ids = self._encoder.encode_prompt(self._problem)
-        if len(ids) >= self._max_tokens:
-            raise InputError(
-                f"the problem alone takes {len(ids)} tokens of the {self._max_tokens} that this "
-                "package can score, which leaves none for a step; shorten the problem"
-            )
-        buffer = Buffer(self._engine(), len(ids))
-        prompt = Encoded(ids=ids, reads=_NO_READS, prompt_tokens=len(ids))
-        node = self._prefixes.find(prompt) if self._prefixes and len(ids) else None
-        n_run = 0
-        if node is None:
-            buffer.run(0, ids, _NO_READS)
-            n_run = len(ids)
-            if self._prefixes and n_run:
-                node = self._prefixes.keep(prompt, buffer, {})
-        if node is None:
-            node = buffer.take(None, len(ids))
-        self._spare = [buffer]
-        return node, n_run
-
-    def _take_buffer(self, engine: DecoderEngine) -> Buffer:
-        try:
-            return self._spare.pop()  # no two threads get the same
-        except IndexError:
-            return Buffer(engine)
-
-    def extend(self, tip: Node, steps: Sequence[str], *, keep: bool) -> tuple[list[Node], int]:
-        first = None if tip.depth else self._problem
-        encoded = [self._encoder.encode_step(step, problem=first) for step in steps]
-        for ids in encoded:
-            if tip.n_tokens + len(ids) > self._max_tokens:
-                raise _too_long(tip.n_tokens + len(ids), self._max_tokens)
-        buffer = self._take_buffer(self._engine())
-        buffer.lay(tip)
-        nodes = []
-        for ids in encoded:
-            end = tip.n_tokens + len(ids)
-            logits = buffer.run(tip.n_tokens, ids, np.array([len(ids) - 1]))
-            score = float(scoring.scores_from_logits(logits, self._score)[0])
-            nodes.append(
-                buffer.take(tip, end, score=score)
-                if keep
-                else Node(parent=tip, depth=tip.depth + 1, n_tokens=end, score=score)
-            )
-        self._spare = [buffer]
-        return nodes, sum(map(len, encoded))
-
-
-class RescoredTrack:
-    """Scores the whole solution anew for every step: encoders, and recipes that need it."""
-
-    incremental = False
-
-    def __init__(
-        self,
-        problem: str,
-        *,
-        encoder: RecipeEncoder,
-        score: Callable[[str, Sequence[str]], StepScores],
-        max_tokens: int,
-    ) -> None:
-        self._problem = problem
-        self._encoder = encoder
-        self._score = score
-        self._max_tokens = max_tokens
-
-    def start(self) -> tuple[Node, int]:
-        n_tokens = len(self._encoder.encode(self._problem, []).ids)
-        return Node(parent=None, depth=0, n_tokens=n_tokens, revised=()), 0
-
-    def extend(self, tip: Node, steps: Sequence[str], *, keep: bool) -> tuple[list[Node], int]:
-        taken = [node.step for node in tip.path()[1:]]
-        nodes, n_run = [], 0
-        for step in steps:
-            result = self._score(self._problem, [*taken, step])
-            scores = tuple(score for score in result.scores if score is not None)
-            if len(scores) < len(result.scores):
-                raise _too_long(result.n_tokens, self._max_tokens)
-            nodes.append(
-                Node(
-                    parent=tip,
-                    depth=tip.depth + 1,
-                    n_tokens=result.n_tokens,
-                    score=scores[-1],
-                    step=step,
-                    revised=scores,
-                )
-            )
-            n_run += result.n_tokens_run
-        return nodes, n_run
-
-
-def _too_long(n_tokens: int, max_tokens: int) -> InputError:
-    return InputError(
-        f"this step ends at token {n_tokens}, beyond the {max_tokens} that this package can "
-        "score; the session is as it was: shorten the step, or undo some before it"
-    )
+from .kinds import StepKinds
+from .reading import Reading
+from .tracks import Track
 
 
 class Session:
     """One solution as it grows. Made by :meth:`.Scorer.session`; one thread at a time.
 
     ``n_tokens_run`` counts the tokens run by this session itself, ``peek`` included; a fork
-    starts at 0. ``incremental``: whether a step runs its own tokens only.
+    starts at 0. ``incremental``: whether a step runs its own tokens only. ``reading``: what names
+    errors, None where nothing does.
     """
 
-    def __init__(self, track: Track, *, threshold: float, tip: Node | None = None) -> None:
+    def __init__(
+        self,
+        track: Track,
+        *,
+        threshold: float,
+        reading: Reading | None = None,
+        tip: Node | None = None,
+    ) -> None:
         self._track = track
         self._threshold = threshold
+        self._reading = reading
         self._lock = threading.Lock()
         self._n_tokens_run = 0
         if tip is None:
@@ -201,13 +63,36 @@ class Session:
         Raises:
             InputTypeError, InputError, SessionError, EngineError: as :meth:`add`.
         """
+        return [node.score for node in self._peeked(steps)]
+
+    def peek_named(self, steps: Sequence[str]) -> list[tuple[float, str | None]]:
+        """:meth:`peek`, and the kind of error that :attr:`error_kinds` would have for each.
+
+        Raises:
+            InputTypeError, InputError, SessionError, EngineError: as :meth:`add`.
+        """
+        named = [(node, self._kinds(node)) for node in self._peeked(steps)]
+        return [
+            (node.score, kinds.named(_scores(node), self._threshold)[-1] if kinds else None)
+            for node, kinds in named
+        ]
+
+    def _peeked(self, steps: Sequence[str]) -> list[Node]:
         checked = check_steps(steps)
         for index, step in enumerate(checked):
             _check_not_blank(step, f"steps[{index}]")
         with self._using() as tip:
             nodes, n_run = self._track.extend(tip, checked, keep=False)
             self._n_tokens_run += n_run
-        return [node.score for node in nodes]
+        return nodes
+
+    def _kinds(self, tip: Node) -> StepKinds | None:
+        if self._reading is None:
+            return None
+        likely = tip.revised_kinds
+        if tip.revised is None:
+            likely = tuple(node.kinds for node in tip.path()[1:])
+        return self._reading.step_kinds(likely or ())
 
     async def aadd(self, step: str) -> float:
         """Await :meth:`add` without blocking the event loop; see :mod:`.awaiting`.
@@ -244,15 +129,22 @@ class Session:
             SessionError: as :meth:`add`.
         """
         with self._using() as tip:
-            return Session(self._track, threshold=self._threshold, tip=tip)
+            return Session(self._track, threshold=self._threshold, reading=self._reading, tip=tip)
 
     @property
     def scores(self) -> tuple[float, ...]:
         """One score per step."""
+        return _scores(self._open_tip())
+
+    @property
+    def error_kinds(self) -> tuple[str | None, ...] | None:
+        """The kind of error of each step that counts as one; see :attr:`.StepScores.error_kinds`.
+
+        None as a whole where the package does not name errors.
+        """
         tip = self._open_tip()
-        if tip.revised is not None:
-            return tip.revised
-        return tuple(node.score for node in tip.path()[1:])
+        kinds = self._kinds(tip)
+        return None if kinds is None else kinds.named(_scores(tip), self._threshold)
 
     @property
     def first_error(self) -> int | None:
@@ -316,6 +208,12 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _scores(tip: Node) -> tuple[float, ...]:
+    if tip.revised is not None:
+        return tip.revised
+    return tuple(node.score for node in tip.path()[1:])
 
 
 def add_many(pairs: Sequence[tuple[Session, str]]) -> list[float]:

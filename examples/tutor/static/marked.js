@@ -1,7 +1,7 @@
 // Draws the lines of a solution with their marks. All text is set as text, never as HTML.
 
 import { STATUS_WORDS } from "./solutions.js";
-import { shownScore, wordsFor } from "./words.js";
+import { looksLike, shownScore, wordsFor } from "./words.js";
 
 const SIGNS = { good: "✓", bad: "✗", unknown: "–" };
 const REDUNDANT = 0.5;
@@ -31,6 +31,8 @@ export function lineItem(solution, index, { info, teacher, onMark, onRetry, grou
     element("span", { className: "text", textContent: line.text }),
     verdict(solution, index, { info, words, afterError }),
   );
+  const seen = afterError ? null : looksLike(info, solution.errorKind(index));
+  if (seen !== null) item.append(element("p", { className: "kind", textContent: seen }));
   if (isFirst && onRetry) {
     const told = solution.isOverruled(index) ? "The teacher marked this line as wrong." : words.first;
     const again = element("button", { type: "button", className: "link", textContent: "Write it again" });

@@ -26,6 +26,7 @@ export class Solution {
       score: told.scores[index] ?? null,
       status: told.status?.[index] ?? "scored",
       redundancy: told.redundancy?.[index] ?? null,
+      errorKind: told.error_kinds?.[index] ?? null,
     }));
     for (const index of this.marks.keys()) {
       if (kept[index]?.text !== texts[index]) this.marks.delete(index);
@@ -51,6 +52,12 @@ export class Solution {
 
   isOverruled(index) {
     return this.marks.has(index) && this.marks.get(index) !== this.modelMark(index);
+  }
+
+  // What the model takes a line for; null where it names nothing, and where the teacher overruled it.
+  errorKind(index) {
+    return this.modelMark(index) === false && !this.isOverruled(index)
+      ? this.lines[index].errorKind ?? null : null;
   }
 
   // A mark that the model gave too is no overruling, and is forgotten.

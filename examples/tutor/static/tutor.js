@@ -6,7 +6,7 @@ import { lineItem } from "./marked.js";
 import { PROBLEMS } from "./problems.js";
 import { Ended, LiveSession } from "./session.js";
 import { Solution } from "./solutions.js";
-import { count, shownScore, wordsFor } from "./words.js";
+import { count, looksLike, shownScore, wordsFor } from "./words.js";
 
 const WATCH_MS = 5000;
 const STORE = "line-by-line"; // of this tab alone: it ends with it
@@ -170,7 +170,8 @@ function sayLine(index) {
   const line = solution.lines[index];
   const words = wordsFor(info.label_meaning);
   const word = solution.modelMark(index) ? words.good : words.bad;
-  say(`Line ${index + 1} ${word}, score ${shownScore(line.score)}.`);
+  const seen = looksLike(info, solution.errorKind(index));
+  say(`Line ${index + 1} ${word}, score ${shownScore(line.score)}.${seen === null ? "" : ` ${seen}`}`);
 }
 
 // --- the teacher

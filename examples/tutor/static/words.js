@@ -26,6 +26,10 @@ const MEANINGS = {
 
 export const wordsFor = (meaning) => MEANINGS[meaning] ?? MEANINGS.local;
 
+// What the model takes an error for, where it names them; null where there is nothing to say.
+export const looksLike = (info, kind) =>
+  kind === null ? null : `Looks like ${info.error_kinds?.[kind] ?? kind.replaceAll("_", " ")}.`;
+
 export const shownScore = (score) => score.toFixed(2);
 
 export const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;

@@ -29,6 +29,7 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
+_SAMPLED_OUTPUTS: Final = 2048  # and on so many outputs, from all over the weight
 _JUDGED_TOKENS: Final = 1024  # on which a kind's error is measured
 _SCALE_LIMIT: Final = 1e4
 SAMPLED_LAYERS: Final = 4  # in which two bases are compared
@@ -74,7 +75,7 @@ class Calibration:
     folds: dict[str, Fold] = field(default_factory=dict)
     stored: dict[str, Path] = field(default_factory=dict)  # a product's name in the graph -> file
     opening: list[NDArray[np.float32]] = field(default_factory=list)  # of each layer (2, G, P, D)
-    logits: list[Any] = field(default_factory=list)  # the reference's, of each judged record (N, C)
+    outputs: list[Any] = field(default_factory=list)  # the reference's, each judged record (N, W)
 
 
 @torch.inference_mode()
@@ -106,7 +107,7 @@ def calibrate(
         runner.load(index)  # into the same module, where the two share one
         _layer(runner, config, index, used, scratch, result)
         progress(index + 1, config.layers)
-    result.logits = reference.logits(others, judged)
+    result.outputs = reference.outputs(others, judged)
     return result
 
 
@@ -265,8 +266,10 @@ def _smoothing(
     columns = torch.stack([rows.abs().amax(dim=0) for rows in parts]).amax(dim=0)
     widest = _tied(config, unit, columns).clamp(min=1e-8)
     sample = torch.cat(seen.sample)
-    wanted = [sample @ rows.T for rows in parts]
-    size = _norm(wanted) if unit.rows_of is None else norms
+    step = -(-sum(map(len, parts)) // _SAMPLED_OUTPUTS)
+    some = torch.cat([rows[::step] for rows in parts])
+    wanted = sample @ some.T
+    size = wanted.norm(dim=1) if unit.rows_of is None else norms
     size = size.clamp(min=1e-8)
     best: tuple[float, torch.Tensor | None, float | None] | None = None
     for strength in STRENGTHS:
@@ -277,11 +280,8 @@ def _smoothing(
             scales.clamp_(1 / _SCALE_LIMIT, _SCALE_LIMIT)
             each = _per_input(config, unit, scales)
         rounded = _rounding(menu.kinds[0])(sample / each)
-        changes = [
-            rounded @ _rounded(menu.kinds[0], rows * each).T - exact
-            for rows, exact in zip(parts, wanted, strict=True)
-        ]
-        error = float(((_norm(changes) / size) ** 2).mean())
+        change = rounded @ _rounded(menu.kinds[0], some * each).T - wanted
+        error = float(((change.norm(dim=1) / size) ** 2).mean())
         if best is None or error < best[0]:
             best = (error, scales, strength)
     assert best is not None
@@ -300,11 +300,6 @@ def _rounded(kind: str, weight: torch.Tensor) -> torch.Tensor:
     if kind == INT4:
         return weights.round_blocks(weight, weights.BLOCKS4).restored(weight.shape[1])
     return weights.round_channels(weight).restored()
-
-
-def _norm(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of each row that lies in pieces. (T, N1), (T, N2), ... -> (T,)"""
-    return torch.stack([part.square().sum(dim=1) for part in parts]).sum(dim=0).sqrt()
 
 
 def _tied(config: DecoderConfig, unit: Unit, values: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Run transformers' own layers one at a time over many records, so that one is in memory.
 
 In: a decoder's config, head and lazily read tensors, and encoded records. Out: what each layer
-reads and gives, and the reference's logits. Between two layers the hidden states lie on disk, in a
-file without a name. B rows, T tokens, H hidden size, N reads, C logits.
+reads and gives, and the reference's outputs. Between two layers the hidden states lie on disk, in a
+file without a name. B rows, T tokens, H hidden size, N reads, W outputs: C logits, then K kinds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prm_edge_runtime.errors import ProofError
 from ..checkpoint import Tensors
 from ..heads import EMBEDDING, Head
 from ..model_config import DecoderConfig
-from ..reference import load_layer_model, load_top
+from ..reference import load_layer_model, load_tops
 from .kinds import layer_prefix
 
 BATCH_TOKENS: Final = 1024
@@ -212,37 +212,38 @@ class LayerRunner:
         ).last_hidden_state
         return out
 
-    def logits(self, batches: Sequence[Batch], records: Sequence[Encoded]) -> list[Any]:
-        """Final norm and head at the read positions of streams that passed every layer.
+    def outputs(self, batches: Sequence[Batch], records: Sequence[Encoded]) -> list[Any]:
+        """Final norm and heads at the read positions of streams that passed every layer.
 
-        -> for each record (N, C)
+        -> for each record (N, W), logits first
         """
         found: list[NDArray[np.float32] | None] = [None] * len(records)
         shape = (self._config.hidden,)
         with torch.no_grad():
             self._norm.weight.copy_(self._tensors.torch("model.norm.weight", shape))
-        top = load_top(self._head, self._tensors).eval()
+        tops = [top.eval() for top in load_tops(self._head, self._tensors)]
         for batch in batches:
             stream = batch.stream
             for row, index in enumerate(batch.records):
                 reads = torch.from_numpy(records[index].reads - len(self._opening))
-                found[index] = top(self._norm(stream[row, reads])).numpy()
+                normed = self._norm(stream[row, reads])
+                found[index] = torch.cat([top(normed) for top in tops], dim=-1).numpy()
         return found
 
 
 class StoredReference:
-    """Logits that the reference gave while its layers were in memory."""
+    """Outputs that the reference gave while its layers were in memory."""
 
-    def __init__(self, records: Sequence[Encoded], logits: Sequence[NDArray[np.float32]]) -> None:
-        self._logits = {
+    def __init__(self, records: Sequence[Encoded], outputs: Sequence[NDArray[np.float32]]) -> None:
+        self._outputs = {
             (r.ids.tobytes(), r.reads.tobytes()): found
-            for r, found in zip(records, logits, strict=True)
+            for r, found in zip(records, outputs, strict=True)
         }
 
     def run(self, ids: NDArray[np.int64], reads: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits of a record it was made with. (T,), (N,) -> (N, C)"""
+        """The outputs of a record it was made with. (T,), (N,) -> (N, W)"""
         try:
-            return self._logits[ids.tobytes(), reads.tobytes()]
+            return self._outputs[ids.tobytes(), reads.tobytes()]
         except KeyError:
             raise ProofError(
                 f"the reference was not run on this record of {len(ids)} tokens; please report this"
@@ -267,7 +268,7 @@ def run_reference(
         for batch in batches:
             batch.stream = runner.forward(batch.stream)
         progress(index + 1, layers)
-    return StoredReference(records, runner.logits(batches, records))
+    return StoredReference(records, runner.outputs(batches, records))
 
 
 @contextmanager

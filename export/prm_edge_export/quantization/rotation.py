@@ -7,7 +7,7 @@ activations have no single large channels for 8 bits to lose the small ones besi
 
     residual stream  x -> x R           R orthogonal (H, H): R1 of QuaRot and SpinQuant
     embedding E -> E R      o, down W -> R^T W      norm gains g -> 1, into what reads the norm
-    q, k, v, gate, up, head W -> (W g) R
+    q, k, v, gate, up, heads W -> (W g) R
     per value head   v rows W -> S^T W, o columns W -> W S       S orthogonal (D, D): R2
 
 An RMS norm's size does not change under R, so all is exact but for rounding: products are taken in
@@ -90,7 +90,9 @@ class RotatedTensors(Tensors):
         self.root, self.info, self.used = base.root, base.info, base.used
         self._base = base
         self._config = config
-        self._head = head.layers[0].weight
+        # what reads the final norm
+        self._heads = {head.layers[0].weight}
+        self._heads |= {head.naming.layer.weight} if head.naming else set()
         self._stream = Rotation.of(config.hidden)
         self._value = Rotation.of(config.head_dim)
         # ending of a name -> what becomes of the tensor
@@ -136,7 +138,7 @@ class RotatedTensors(Tensors):
     ) -> torch.Tensor:
         """Read a rotated tensor; see :meth:`Tensors.torch`."""
         tensor = self._base.torch(name, shape, rows)
-        if name == self._head:
+        if name in self._heads:
             gain = self._base.torch("model.norm.weight", (self._config.hidden,))
             return self._stream.columns(tensor.double() * gain).float().contiguous()
         way = next((way for end, way in self._ways.items() if name.endswith(end)), None)

@@ -1,8 +1,9 @@
 """Calibrate, then build the cheapest graph whose measured drift stays within the target.
 
 In: what an export decided, and the records of the proof. Out: the graph in its folder, the
-reference's logits of these records, and what was chosen. Drift is measured with the shipped
-engine, on solutions that neither calibration nor proof uses. N reads, C logits.
+reference's outputs for these records, and what was chosen. Drift is measured with the shipped
+engine, on solutions that neither calibration nor proof uses, as one of scores alone. N reads, C
+logits, W outputs of all heads.
 """
 
 from __future__ import annotations
@@ -124,15 +125,22 @@ def build_within_target(
 
         def build(plan: choose.Plan) -> Drift:
             build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
-            engine = open_engine(folder / GRAPH_NAME, variant, logits=head.logits, threads=0)
+            engine = open_engine(
+                folder / GRAPH_NAME,
+                variant,
+                logits=head.logits,
+                kinds=len(head.kinds),
+                threads=0,
+            )
             got = [engine.run(record.ids, record.reads) for record in searched]
-            return _drift(calibration.logits[: len(searched)], got, score)
+            wanted = calibration.outputs[: len(searched)]
+            return _drift(_logits(wanted, head), _logits(got, head), score)
 
         plan, drift = _search(calibration, build, say)
     finally:
         shutil.rmtree(scratch)
     return Quantized(
-        reference=StoredReference(verification, calibration.logits[len(searched) :]),
+        reference=StoredReference(verification, calibration.outputs[len(searched) :]),
         report={
             "rotated": rotated,
             "opening_tokens": len(opening),
@@ -216,6 +224,11 @@ def _variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...]) -> Var
         proof={},
         prefix=Prefix(file=PREFIX_NAME, ids=opening) if opening else None,
     )
+
+
+def _logits(rows: Sequence[NDArray[np.float32]], head: Head) -> list[NDArray[np.float32]]:
+    """(N, W) each -> (N, C)"""
+    return [each[:, : head.logits] for each in rows]
 
 
 def _drift(

@@ -89,8 +89,12 @@ class Compensation:
         hessian = hessian[order][:, order].double()
         diagonal = hessian.diagonal()
         diagonal += _DAMPING * diagonal.mean() + dead[order]
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return cls(order=order, factor=torch.linalg.cholesky(inverse, upper=True).float())
+        # GPTQ's factor U, with U^T U = H^-1, is the inverse of the upper R in H = R R^T: that is
+        # Cholesky's L of H read backwards, half the work of inverting H and factoring again.
+        lower = torch.linalg.cholesky(hessian.flip(0, 1))
+        one = torch.eye(len(lower), dtype=lower.dtype)
+        inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+        return cls(order=order, factor=inverse.flip(0, 1).float())
 
 
 def channel_scales(weight: torch.Tensor) -> torch.Tensor:
@@ -117,22 +121,23 @@ def compensate(
     ``scales``: of each weight (N, K). -> integers (N, K)
     """
     order, factor = how.order, how.factor
-    left, scales = weight[:, order].clone(), scales[:, order]
+    # Transposed: what one column of the weight needs then lies together, five times as fast.
+    left, scales = weight.T[order], scales.T[order]
     values = torch.empty_like(left)
-    for start in range(0, left.shape[1], _CHUNK):
-        end = min(start + _CHUNK, left.shape[1])
-        chunk, inner = left[:, start:end], factor[start:end, start:end]
+    for start in range(0, len(left), _CHUNK):
+        end = min(start + _CHUNK, len(left))
+        chunk, inner = left[start:end], factor[start:end, start:end]
         errors = torch.empty_like(chunk)
         for at in range(end - start):
-            column, scale = chunk[:, at], scales[:, start + at]
-            rounded = (column / scale).round().clamp(*limits)
-            values[:, start + at] = rounded
-            errors[:, at] = (column - rounded * scale) / inner[at, at]
-            chunk[:, at + 1 :] -= errors[:, at : at + 1] * inner[at, at + 1 :]
-        left[:, end:] -= errors @ factor[start:end, end:]
+            column, scale = chunk[at], scales[start + at]
+            rounded = torch.div(column, scale, out=values[start + at]).round_().clamp_(*limits)
+            error = torch.addcmul(column, rounded, scale, value=-1, out=errors[at])
+            error /= inner[at, at]
+            chunk[at + 1 :].addr_(inner[at, at + 1 :], error, alpha=-1)
+        left[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     restored = torch.empty_like(values)
-    restored[:, order] = values
-    return restored
+    restored[order] = values
+    return restored.T
 
 
 def quantize(
