@@ -19,6 +19,7 @@ from prm_edge_runtime import results, scoring
 from prm_edge_runtime.errors import InputError
 from prm_edge_runtime.version import __version__
 
+from .error_words import looks_like
 from .evaluation import BINS, Figures, judge, known_steps, processbench, reliability
 from .samples import Sample, as_result, by_problem
 
@@ -122,6 +123,8 @@ def _beside(sample: Sample) -> dict[str, Any]:
     ]
     words = [REASONS.get(one, one) for one in status]
     told: dict[str, Any] = {"w": words} if any(words) else {}
+    if any(sample.error_kinds):
+        told["k"] = [kind and looks_like(kind) for kind in sample.error_kinds]
     if sample.redundancy is not None:
         told["r"] = [None if r is None else round(r, DECIMALS) for r in sample.redundancy]
     return told

@@ -38,6 +38,7 @@ class Sample:
     ``steps`` is empty where only scores are known. ``threshold``: what its scores were judged by,
     None when nobody has judged them. ``status``: why a step has no score, or how it got one; empty
     where that is not known. ``redundancy``: how redundant each step is, None where nobody says.
+    ``error_kinds``: what the error of a step looks like; empty where nobody says.
     """
 
     line: int
@@ -51,6 +52,7 @@ class Sample:
     threshold: float | None = None
     status: tuple[str, ...] = ()
     redundancy: tuple[float | None, ...] | None = None
+    error_kinds: tuple[str | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -130,6 +132,7 @@ def _scored(line: Line, data: dict[str, Any], scorer: Scorer, group_key: str) ->
             threshold=result.threshold,
             status=result.status,
             redundancy=result.redundancy,
+            error_kinds=result.error_kinds or (),
         )
 
 
@@ -168,6 +171,7 @@ def _carried(line: Line, data: dict[str, Any], scores_key: str, group_key: str) 
             threshold=float(threshold) if isinstance(threshold, int | float) else None,
             status=_status(entry, len(scores)),
             redundancy=_redundancy(entry, len(scores)),
+            error_kinds=_kinds(entry, len(scores)),
         )
 
 
@@ -208,6 +212,15 @@ def _redundancy(entry: Mapping[str, Any], n_steps: int) -> tuple[float | None, .
     if given is None:
         return None
     return _each(_scores(given, "redundancy"), "redundancy", n_steps)
+
+
+def _kinds(entry: Mapping[str, Any], n_steps: int) -> tuple[str | None, ...]:
+    given = entry.get("error_kinds")
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(k is None or isinstance(k, str) for k in given):
+        raise InputTypeError("error_kinds must be a list of names, null where there is no error")
+    return _each(tuple(given), "error_kinds", n_steps)
 
 
 def _each(values: tuple[T, ...], what: str, n_steps: int) -> tuple[T, ...]:

@@ -96,7 +96,7 @@ def test_report_shows_what_score_wrote(tmp_path: Path) -> None:
     assert "4 solutions: 1 sound, 2 flawed, 1 unknown." in text
 
 
-def test_report_says_why_there_is_no_score_and_what_is_redundant(tmp_path: Path) -> None:
+def test_report_says_what_is_known_beside_a_score(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {
             "problem": "p",
@@ -104,6 +104,7 @@ def test_report_says_why_there_is_no_score_and_what_is_redundant(tmp_path: Path)
             "scores": [0.5, 0.5, None, None],
             "status": ["scored", "windowed", "out_of_domain", "elsewhere"],
             "redundancy": [0.25, 0.98765, None, None],
+            "error_kinds": ["sign", None, None, None],
         },
         {"problem": "q", "steps": ["a", "b"], "scores": [0.5, None], "status": "of another file"},
         {"problem": "r", "steps": ["a"], "scores": [0.5]},
@@ -113,10 +114,12 @@ def test_report_says_why_there_is_no_score_and_what_is_redundant(tmp_path: Path)
     reasons = report_module.REASONS
     assert first["w"] == ["", reasons["windowed"], reasons["out_of_domain"], "elsewhere"]
     assert first["r"] == [0.25, 0.9877, None, None]
+    assert first["k"] == ["looks like a lost or flipped sign", None, None, None]
     assert second["w"] == ["", report_module.NO_REASON]
-    assert "r" not in second
-    assert not {"w", "r"} & third.keys()
+    assert not {"k", "r"} & second.keys()
+    assert not {"k", "w", "r"} & third.keys()
     # and the page shows them
+    assert "item.k[index]" in text
     assert "item.w[index]" in text
     assert "redundancy ${item.r[index]" in text
 
@@ -207,6 +210,8 @@ def test_report_says_what_it_does_not_show(tmp_path: Path) -> None:
         ([{"scores": [1], "steps": ["a"], "status": []}], [], "status has 0 entries for 1 scores"),
         ([{"scores": [1], "status": [3]}], [], "status[0] must be a string, got int"),
         ([{"scores": [1], "redundancy": 2}], [], "redundancy must be a list of numbers, got a num"),
+        ([{"scores": [1], "error_kinds": [2]}], [], "error_kinds must be a list of names, null"),
+        ([{"scores": [1], "error_kinds": []}], [], "error_kinds has 0 entries for 1 scores"),
         ([{"scores": [1], "redundancy": [1, 2]}], [], "redundancy has 2 entries for 1 scores"),
     ],
 )
