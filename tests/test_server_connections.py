@@ -133,3 +133,22 @@ def test_connection_is_not_read_from_while_its_first_request_waits() -> None:
             await until(lambda: not server.server_state.connections)
 
     run(test)
+
+
+def test_connection_that_never_reads_its_answers_is_cut_off() -> None:
+    async def test() -> None:
+        async with listening(HeldScorer(), Limits(body_s=0.3)) as (port, _, server):
+            with socket.socket() as mute:
+                mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                mute.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(mute, ("127.0.0.1", port))
+                ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                await loop.sock_sendall(mute, ask * 1000)  # some 10 MB of answers
+                await until(lambda: len(server.server_state.connections) == 1)
+                await until(lambda: not server.server_state.connections, 20)
+            # one that reads, however much, is not
+            got = await talk(port, ask * 400 + GOOD)
+            assert got.count(b"HTTP/1.1 200 OK") == 401
+
+    run(test)

@@ -1,7 +1,7 @@
-"""Connections, on top of uvicorn's: not too many, and none that never says what it wants.
+"""Connections, on top of uvicorn's: not too many, and none that stays mute or never listens.
 
 uvicorn itself limits how long a connection may be idle between requests, not how long the head of
-one may take, nor how large it may be.
+one may take, nor how large it may be, nor how long a client may leave its answers unread.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
 
     class Connection(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
         _head_bytes = 0
         _in_head = True
 
@@ -99,11 +100,25 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
             super().on_message_complete()
             self._in_head = True
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(limits.body_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._listens()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self._listens()
             if not self._gone.done():
                 self._gone.set_result(None)
             super().connection_lost(exc)
+
+        def _listens(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def _arm(self) -> None:
             if self._timer is None and not self.transport.is_closing():
