@@ -30,13 +30,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from fidelity import TrlReference, hugging_face, read_records
+from fidelity import TrlReference, read_records
 from numpy.typing import NDArray
+from shapes import SHAPES, RandomTensors, Shape, torch_model
 
 from prm_edge_export.graph import build_decoder
-from prm_edge_export.head_kinds import LINEAR
-from prm_edge_export.heads import Head, Layer
-from prm_edge_export.model_config import DecoderConfig, read_config
+from prm_edge_export.model_config import DecoderConfig
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import build_quantized
 from prm_edge_export.quantization.kinds import KINDS, UNITS, layer_prefix
@@ -46,32 +45,7 @@ from prm_edge_runtime.manifest import DECODER, Variant
 from prm_edge_runtime.package import Package, open_package
 
 TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
-SHAPES: Final[dict[str, dict[str, Any]]] = {
-    "qwen2.5-0.5b": {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-1.5b": {
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": True,
-    },
-}
+MODELS: Final = {"qwen2.5-0.5b": SHAPES["0.5b"], "qwen2.5-1.5b": SHAPES["1.5b"]}
 # sizes of the blocks in which OpenVINO rounds activations; 0 is off
 OPENVINO_GROUPS: Final = (32, 128)
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
@@ -274,19 +248,6 @@ def _xllamacpp_engine(file: Path) -> Engine:
 # --- random weights in a real shape
 
 
-class RandomTensors:
-    """Stands in for a checkpoint: any tensor, made when it is read."""
-
-    def numpy(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return self.torch(name, shape).numpy()
-
-    def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(sum(name.encode()))
-        if len(shape) == 1:
-            return torch.ones(shape)
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-
-
 def plan_like(report: Path, layers: int) -> dict[tuple[int, str], str]:
     """Kinds for another number of layers: those of the report, by place in the model."""
     linears = json.loads(report.read_text())["plan"]["linears"]
@@ -299,63 +260,32 @@ def plan_like(report: Path, layers: int) -> dict[tuple[int, str], str]:
     }
 
 
-def random_graphs(shape: dict[str, Any], report: Path, folder: Path) -> tuple[Any, DecoderConfig]:
+def random_graphs(shape: Shape, report: Path, folder: Path) -> tuple[Any, DecoderConfig]:
     """Write fp32 and int8 graphs of random weights; return transformers' model and our config."""
-    hf = hugging_face()
-    described = {**shape, "model_type": "qwen2", "architectures": ["Qwen2ForTokenClassification"]}
-    config = read_config(described)
-    tensors: Any = RandomTensors()
-    top = Layer(weight="score.weight", bias=None, inputs=config.hidden, outputs=2)
-    head = Head(kind=LINEAR, layers=(top,))
+    config, tensors = shape.decoder(), RandomTensors()
     calibration = Calibration()
-    for layer in range(config.layers):
-        _store_rounded(config, layer, tensors, folder, calibration)
+    for unit in UNITS:
+        weight = torch.cat([tensors.torch(*named) for named in shape.tensors(unit.parts)])
+        channels, blocks = quantize(weight, None)
+        count = len(unit.graph)
+        for at, name in enumerate(unit.graph):
+            path = folder / f"{name}.npz"
+            np.savez(
+                path,
+                int8=channels.values.chunk(count)[at].T.contiguous().numpy(),
+                int8_scales=channels.scales.chunk(count)[at].numpy(),
+                blocks=blocks.values.chunk(count)[at].numpy(),
+                block_scales=blocks.scales.chunk(count)[at].numpy(),
+            )
+            for layer in range(shape.layers):
+                calibration.stored[layer_prefix(layer) + name] = path
     for name in ("fp32", "int8"):
         (folder / name).mkdir()
-    build_decoder(config, head, tensors, folder / "fp32", max_tokens=2048)
-    build_quantized(
-        config,
-        head,
-        tensors,
-        folder / "int8",
-        calibration,
-        plan_like(report, config.layers),
-        max_tokens=2048,
-    )
-    model = hf.Qwen2ForTokenClassification(hf.Qwen2Config(**shape, num_labels=2)).eval()
-    return model, config
-
-
-def _store_rounded(
-    config: DecoderConfig, layer: int, tensors: Any, folder: Path, calibration: Calibration
-) -> None:
-    prefix = layer_prefix(layer)
-    query, value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    wide, narrow = config.intermediate, config.hidden
-    for name, parts, inputs in (
-        ("self_attn.qkv_proj", {"q": query, "k": value, "v": value}, narrow),
-        ("self_attn.o_proj", {"o": narrow}, query),
-        ("mlp.gate_proj", {"gate": wide}, narrow),
-        ("mlp.up_proj", {"up": wide}, narrow),
-        ("mlp.down_proj", {"down": narrow}, wide),
-    ):
-        group = name.split(".")[0]
-        weight = torch.cat(
-            [
-                tensors.torch(f"{prefix}{group}.{part}_proj.weight", (outputs, inputs))
-                for part, outputs in parts.items()
-            ]
-        )
-        channels, blocks = quantize(weight, None)
-        path = folder / f"{layer}.{name}.npz"
-        np.savez(
-            path,
-            int8=channels.values.T.contiguous().numpy(),
-            int8_scales=channels.scales.numpy(),
-            blocks=blocks.values.numpy(),
-            block_scales=blocks.scales.numpy(),
-        )
-        calibration.stored[prefix + name] = path
+    given: Any = tensors  # stands in for a checkpoint's
+    build_decoder(config, shape.head, given, folder / "fp32", max_tokens=2048)
+    plan = plan_like(report, config.layers)
+    build_quantized(config, shape.head, given, folder / "int8", calibration, plan, max_tokens=2048)
+    return torch_model(shape, tensors, shape.vocab, "cpu", torch.float32), config
 
 
 # --- measuring
@@ -421,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="that it was made from")
     parser.add_argument("--stock", type=Path, help="folder of stock optimum's files")
     parser.add_argument("--separator", default="\n")
-    parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--shape", choices=list(MODELS))
     parser.add_argument("--report", type=Path, help="whose plan a random shape follows")
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 384, 1536])
@@ -434,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows: list[Any] = []
         if options.shape:
             folder = Path(scratch)
-            model, config = random_graphs(SHAPES[options.shape], options.report, folder)
+            model, config = random_graphs(MODELS[options.shape], options.report, folder)
             graphs = {name: folder / name / "model.onnx" for name in ("fp32", "int8")}
             own = [ours(name, graph, config) for name, graph in graphs.items()]
         elif options.package and options.checkpoint:

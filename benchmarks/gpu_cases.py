@@ -6,6 +6,7 @@ tokenizing counts against prm-edge alone. Medians of the rounds, the first of wh
 
 from __future__ import annotations
 
+import platform
 import random
 import statistics
 import sys
@@ -19,23 +20,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prm_edge_runtime import Scorer
+from prm_edge_runtime import Scorer, ort
+from prm_edge_runtime.errors import PrmEdgeError
+from prm_edge_runtime.memory import GRAPHS, graph_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import checkpoints
 
+CANDIDATES: Final = 16
 WORDS: Final = ("12 apples cost $3", "so x = 4", "2x + 3 = 11", "Solve it", "that is 5 * 7 = 35")
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A problem and steps, and what they are encoded to: ids (T,), read positions (N,)."""
+    """A problem and steps, and what they are encoded to: ids (T,), read positions (N,).
+
+    ``prompt``: tokens before the first step.
+    """
 
     problem: str
     steps: tuple[str, ...]
     ids: Ids
     reads: Ids
+    prompt: int
+
+
+def no_gpu() -> str | None:
+    """Why CUDA cannot be used, in one sentence; None when a graph really ran on it."""
+    try:
+        session = ort.open_copier(graph_bytes(GRAPHS["cleared"]), ort.Place(device="cuda"))
+        session.run(None, {"shape": np.array([1, 1, 1, 1], dtype=np.int64)})
+    except PrmEdgeError as error:
+        return str(error)
+    except Exception as error:  # onnxruntime raises many unrelated types
+        return f"CUDA was opened and failed on its first run: {error}"
+    return None
+
+
+def machine(device: str) -> str:
+    """What ran this, for the table."""
+    runtime = ort.load_onnxruntime()
+    parts = [f"onnxruntime {runtime.__version__}", f"torch {torch.__version__}", platform.machine()]
+    if device == "cuda" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        parts.insert(0, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+    elif device == "cuda":
+        parts.insert(0, "a GPU that this build of torch cannot name")
+    return ", ".join(parts)
 
 
 def make_checkpoint(folder: Path, **shape: Any) -> Path:
@@ -55,8 +87,14 @@ def record(scorer: Scorer, rng: random.Random, *, prompt: int, steps: Sequence[i
 
     problem = text(prompt, lambda said: len(encoder.encode_prompt(said)))
     given = tuple(text(n, lambda said: len(encoder.encode_step(said))) for n in steps)
-    encoded = encoder.encode(problem, given)
-    return Record(problem=problem, steps=given, ids=encoded.ids, reads=encoded.reads)
+    return encoded_record(scorer, problem, given)
+
+
+def encoded_record(scorer: Scorer, problem: str, steps: tuple[str, ...]) -> Record:
+    """A record of these texts."""
+    encoded = scorer._encoder.encode(problem, steps)
+    prompt = len(scorer._encoder.encode_prompt(problem))
+    return Record(problem=problem, steps=steps, ids=encoded.ids, reads=encoded.reads, prompt=prompt)
 
 
 def median_s(run: Callable[[], object], rounds: int) -> float:
@@ -73,19 +111,21 @@ def median_s(run: Callable[[], object], rounds: int) -> float:
 class Torch:
     """transformers' own token classifier, with or without its KV cache managed by hand."""
 
-    def __init__(
-        self, checkpoint: Path, device: str, dtype: Any, *, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: Any, device: str, *, compiled: bool = False) -> None:
+        self.model, self.device = model, device
+        if compiled:
+            self.model = torch.compile(model, dynamic=True)
+
+    @classmethod
+    def of(cls, checkpoint: Path, device: str, dtype: Any) -> Torch:
+        """A checkpoint on a device."""
         from transformers import AutoModelForTokenClassification
 
         # sdpa is what transformers takes when nothing is said; said, so that it stays
         model = AutoModelForTokenClassification.from_pretrained(
             checkpoint, dtype=dtype, attn_implementation="sdpa"
         )
-        self.model: Any = model.to(device).eval()
-        self.device = device
-        if compiled:
-            self.model = torch.compile(self.model, dynamic=True)
+        return cls(model.to(device).eval(), device)
 
     def _ids(self, ids: Any) -> torch.Tensor:
         return torch.as_tensor(ids, device=self.device)
@@ -136,6 +176,18 @@ class Torch:
         ]
 
     @torch.inference_mode()
+    def session(self, one: Record) -> float:
+        """The same record, a step at a time, its keys and values kept by hand."""
+        from transformers import DynamicCache
+
+        cache, last, at = DynamicCache(), 0.0, 0
+        for end in [one.prompt, *(int(read) + 1 for read in one.reads)]:
+            ids = self._ids(one.ids[at:end])[None]
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            last, at = float(logits[0, -1, 0]), end
+        return last
+
+    @torch.inference_mode()
     def stepper(self, context: Ids, step: Ids) -> Callable[[], float]:
         """A step after a context that is in the cache already."""
         from transformers import DynamicCache
@@ -158,6 +210,47 @@ def _common(one: Ids, other: Ids) -> int:
     n = min(len(one), len(other))
     differs = one[:n] != other[:n]
     return int(differs.argmax()) if differs.any() else n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cases:
+    """The records of every case: a solution of 512 tokens; 32 of 256 to 768; candidates of 120
+    after a problem of 400; a step of 30 at 1,000; a session of 20 steps of 30."""
+
+    one: Record
+    many: list[Record]
+    best: list[Record]
+    long: Record
+    session: Record
+
+
+def cases(scorer: Scorer) -> Cases:
+    """Made by prm-edge's encoder, for everybody; texts are up to 6 tokens longer than asked."""
+    rng = random.Random(3)
+    many = [record(scorer, rng, prompt=100, steps=[rng.randint(9, 49)] * 12) for _ in range(32)]
+    rng = random.Random(4)
+    first = record(scorer, rng, prompt=396, steps=[19] * 5)
+    best = [first]
+    for _ in range(CANDIDATES - 1):
+        steps = record(scorer, rng, prompt=1, steps=[19] * 5).steps
+        best.append(encoded_record(scorer, first.problem, steps))
+    return Cases(
+        one=record(scorer, random.Random(5), prompt=100, steps=[37] * 10),
+        many=many,
+        best=best,
+        long=record(scorer, random.Random(6), prompt=396, steps=[54] * 10 + [25]),
+        session=record(scorer, random.Random(7), prompt=396, steps=[25] * 20),
+    )
+
+
+def session_case(scorer: Scorer, one: Record) -> Callable[[], float]:
+    """A whole session, a step at a time."""
+
+    def run() -> float:
+        with scorer.session(one.problem) as session:
+            return [session.add(step) for step in one.steps][-1]
+
+    return run
 
 
 def step_case(scorer: Scorer, one: Record) -> Callable[[], float]:

@@ -4,9 +4,10 @@
 
 Installs nothing. Needs a checkout, prm-edge with its extras gpu and export, and torch (its CUDA
 build for a speed beside it). It makes a random model of 0.4 billion parameters, exports it for
-CUDA in fp16 and bf16 (the proof runs on the GPU), lets `prm-edge doctor` look at each, compares 40
-records with torch in float32, and times a session's step, a solution and 32 ragged ones. The table
-comes last. Exit status 1 when anything is wrong; without a GPU it says so in one sentence.
+CUDA in fp16, bf16 and int4 (the proof runs on the GPU), lets `prm-edge doctor` look at each,
+compares 40 records with torch in float32 and sessions with CUDA graphs with those without, and
+times a session's step, a solution and 32 ragged ones. The table comes last. Exit status 1 when
+anything is wrong; without a GPU it says so in one sentence.
 ``--device cpu`` runs the same road on the CPU with a small model, to test the script itself.
 """
 
@@ -14,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,45 +28,29 @@ import numpy as np
 import torch
 from gpu_cases import (
     Torch,
+    cases,
     largest_dp,
+    machine,
     make_checkpoint,
     median_s,
+    no_gpu,
     record,
     step_case,
     step_ids,
 )
+from gpu_package import some_texts
+from shapes import SHAPES
 
 from prm_edge_export.pipeline import export
 from prm_edge_export.plan import ExportOptions
 from prm_edge_export.proof import BUDGETS
-from prm_edge_runtime import Scorer, ort
-from prm_edge_runtime.errors import PrmEdgeError
-from prm_edge_runtime.memory import GRAPHS, graph_bytes
+from prm_edge_runtime import CudaOptions, Scorer
 
-TEXTS: Final = Path(__file__).parents[1] / "export/prm_edge_export/data/verification.jsonl"
-SHAPES: Final[dict[str, dict[str, Any]]] = {
-    # Qwen2.5-0.5B's layers
-    "cuda": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-    },
-    "cpu": {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-    },
-}
+SHAPE_OF: Final = {"cuda": SHAPES["0.5b"], "cpu": SHAPES["tiny"]}
 # what the export makes, by device: (target, precision)
 MADE: Final = {
-    "cuda": (("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "bf16")),
-    "cpu": (("cpu", "fp32"), ("cuda", "fp16")),
+    "cuda": (("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "bf16"), ("cuda", "int4")),
+    "cpu": (("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "int4")),
 }
 VERIFIED: Final = 30
 COMPARED: Final = 40
@@ -82,36 +66,12 @@ class Row:
     many_s: float
 
 
-def no_gpu() -> str | None:
-    """Why CUDA cannot be used, in one sentence; None when a graph really ran on it."""
-    try:
-        session = ort.open_copier(graph_bytes(GRAPHS["cleared"]), ort.Place(device="cuda"))
-        session.run(None, {"shape": np.array([1, 1, 1, 1], dtype=np.int64)})
-    except PrmEdgeError as error:
-        return str(error)
-    except Exception as error:  # onnxruntime raises many unrelated types
-        return f"CUDA was opened and failed on its first run: {error}"
-    return None
-
-
-def machine(device: str) -> str:
-    """What ran this, for the table."""
-    runtime = ort.load_onnxruntime()
-    parts = [f"onnxruntime {runtime.__version__}", f"torch {torch.__version__}", platform.machine()]
-    if device == "cuda" and torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        parts.insert(0, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
-    elif device == "cuda":
-        parts.insert(0, "a GPU that this build of torch cannot name")
-    return ", ".join(parts)
-
-
 def build(root: Path, device: str) -> tuple[Path, Path, list[str]]:
     """Checkpoint, package, and the names of its variants."""
-    checkpoint, out = make_checkpoint(root / "model", **SHAPES[device]), root / "package"
-    verify = root / "verify.jsonl"
-    lines = TEXTS.read_text(encoding="utf-8").splitlines(keepends=True)
-    verify.write_text("".join(lines[:VERIFIED]), encoding="utf-8")
+    given = SHAPE_OF[device].config()
+    del given["vocab_size"]  # its tokenizer's
+    checkpoint, out = make_checkpoint(root / "model", **given), root / "package"
+    verify = some_texts(root / "verify.jsonl", VERIFIED)
     for index, (target, precision) in enumerate(MADE[device]):
         options = ExportOptions(
             checkpoint=checkpoint,
@@ -122,7 +82,7 @@ def build(root: Path, device: str) -> tuple[Path, Path, list[str]]:
             verify=verify,
             add=index > 0,
             # of 30 solutions one at the threshold is 3%; the comparison below judges
-            allow_drift=precision == "bf16",
+            allow_drift=precision in ("bf16", "int4"),
         )
         report = export(options).report
         proof = report["proof"]
@@ -178,42 +138,61 @@ def _apart(one: Any, other: Any) -> float:
     return float(np.abs(np.array(one, dtype=float) - np.array(other, dtype=float)).max())
 
 
-def timed(scorer: Scorer, rounds: int) -> Row:
+def compare_graphs(package: Path, variant: str) -> bool:
+    """Sessions whose steps are replayed as CUDA graphs against sessions as they are."""
+    rng = random.Random(4)
+    plain = Scorer.load(package, device="cuda", variant=variant)
+    graphs = Scorer.load(package, device="cuda", variant=variant, cuda=CudaOptions(graphs=True))
+    largest = 0.0
+    with plain, graphs:
+        for _ in range(10):
+            one = record(plain, rng, prompt=rng.randint(10, 300), steps=[rng.randint(3, 60)] * 8)
+            expected = plain.score(one.problem, one.steps).scores
+            session = graphs.session(one.problem)
+            found = [session.add(step) for step in one.steps[:5]]
+            fork = session.fork()  # another's keys and values are laid into the same memory
+            found += [fork.add(step) for step in one.steps[5:]]
+            session.undo(2)
+            again = [session.add(step) for step in one.steps[3:]]
+            largest = max(largest, _apart(expected, found), _apart(expected[3:], again))
+        tolerance = BUDGETS[plain.package.variant(variant).precision].tolerance
+    good = largest <= tolerance
+    print(
+        f"{'ok' if good else 'WRONG'}  {variant} with graphs=True: sessions, forks and undo "
+        f"against one pass without {largest:.2e}",
+        flush=True,
+    )
+    return good
+
+
+def timed(scorer: Scorer, rounds: int, name: str = "") -> Row:
     """prm-edge's row."""
-    long, one, many = cases(scorer)
-    pairs = [(r.problem, r.steps) for r in many]
+    given = cases(scorer)
+    pairs = [(r.problem, r.steps) for r in given.many]
     return Row(
-        name=f"prm-edge {scorer.variant} on {scorer.device}",
-        step_s=median_s(step_case(scorer, long), rounds),
-        solution_s=median_s(lambda: scorer.score(one.problem, one.steps), rounds),
+        name=f"prm-edge {scorer.variant} on {scorer.device}{name}",
+        step_s=median_s(step_case(scorer, given.long), rounds),
+        solution_s=median_s(lambda: scorer.score(given.one.problem, given.one.steps), rounds),
         many_s=median_s(lambda: scorer.score_many(pairs), rounds),
     )
 
 
 def timed_torch(model: Torch, name: str, scorer: Scorer, rounds: int) -> Row:
     """The same for torch."""
-    long, one, many = cases(scorer)
+    given = cases(scorer)
     return Row(
         name=name,
-        step_s=median_s(model.stepper(*step_ids(long)), rounds),
-        solution_s=median_s(lambda: model.solution(one), rounds),
-        many_s=median_s(lambda: model.many(many), rounds),
+        step_s=median_s(model.stepper(*step_ids(given.long)), rounds),
+        solution_s=median_s(lambda: model.solution(given.one), rounds),
+        many_s=median_s(lambda: model.many(given.many), rounds),
     )
-
-
-def cases(scorer: Scorer) -> tuple[Any, Any, list[Any]]:
-    """A session at 1,000 tokens with a step of 30; a solution of 512; 32 of 256 to 768."""
-    rng = random.Random(2)
-    long = record(scorer, rng, prompt=400, steps=[60] * 10 + [30])
-    one = record(scorer, rng, prompt=112, steps=[40] * 10)
-    many = [record(scorer, rng, prompt=100, steps=[rng.randint(13, 55)] * 12) for _ in range(32)]
-    return long, one, many
 
 
 def table(rows: list[Row], scorer: Scorer) -> str:
     """Markdown."""
-    long, one, many = cases(scorer)
-    context, step = step_ids(long)
+    given = cases(scorer)
+    one, many = given.one, given.many
+    context, step = step_ids(given.long)
     lengths = [len(r.ids) for r in many]
     tokens = sum(lengths)
     lines = [
@@ -249,33 +228,35 @@ def main() -> int:
         measured = [name for name in variants if name.startswith("cuda")]
         looked = [doctor(package, name, device) for name in measured]  # every one, even so
         good = all(looked)
-        reference = Torch(checkpoint, "cpu", torch.float32)
+        reference = Torch.of(checkpoint, "cpu", torch.float32)
         rows = []
         for name in measured if device == "cuda" else variants:
             with Scorer.load(package, device=device, variant=name) as scorer:
                 good &= compare(scorer, reference, scorer.package.variant(name).precision)
                 rows.append(timed(scorer, arguments.rounds))
+            if device == "cuda":
+                good &= compare_graphs(package, name)
+                graphs = CudaOptions(graphs=True)
+                with Scorer.load(package, device=device, variant=name, cuda=graphs) as scorer:
+                    rows.append(timed(scorer, arguments.rounds, ", graphs"))
         with Scorer.load(package, device="cpu", variant="cpu-fp32") as scorer:
             if device == "cpu":
                 rows.append(timed_torch(reference, "torch fp32 on cpu", scorer, arguments.rounds))
             elif torch.cuda.is_available():
-                model = Torch(checkpoint, "cuda", torch.bfloat16)
+                model = Torch.of(checkpoint, "cuda", torch.bfloat16)
                 name = "torch bf16 eager, SDPA, on cuda"
                 rows.append(timed_torch(model, name, scorer, arguments.rounds))
-            shape = SHAPES[device]
+            shape = SHAPE_OF[device]
             print(
-                f"\n{machine(device)}; random weights, {shape['num_hidden_layers']} layers of "
-                f"{shape['hidden_size']}; {time.perf_counter() - started:.0f} s so far"
+                f"\n{machine(device)}; random weights, {shape.layers} layers of "
+                f"{shape.hidden}; {time.perf_counter() - started:.0f} s so far"
             )
             print(table(rows, scorer))
     if arguments.json:
         found = {
             "machine": machine(device),
             "good": good,
-            "rows": [
-                {"name": r.name, "step_s": r.step_s, "solution_s": r.solution_s, "many_s": r.many_s}
-                for r in rows
-            ],
+            "rows": [asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print("all good" if good else "something is WRONG, see above")

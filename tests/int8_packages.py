@@ -47,7 +47,7 @@ def plan_in_turn(patch: pytest.MonkeyPatch, kinds: Sequence[str] = KINDS_IN_TURN
         plan = dict(zip(names, cycle(kinds), strict=False))
         return plan, build(plan)
 
-    patch.setattr(search, "_search", search_nothing)
+    patch.setattr(search, "find_plan", search_nothing)
 
 
 def export_int8(checkpoint: Path, out: Path, **options: Any) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def test_doctor_looks_for_the_libraries_of_cuda(
     monkeypatch.setattr(real, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(real, "preload_dlls", lambda: None)
     monkeypatch.setattr(cuda, "missing_libraries", lambda major: missing)
+    monkeypatch.setattr(cuda, "driver_major", lambda: None)
     found = {finding.name: finding for finding in doctor_module.machine()}
     assert found["CUDA"].state == state
     assert said in found["CUDA"].text

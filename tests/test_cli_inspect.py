@@ -144,6 +144,9 @@ def test_inspect_tells_what_a_checkpoint_is_and_why(tmp_path: Path) -> None:
     ):
         assert f"\n{line}" in "\n" + result.stdout, line
     assert "added tokens, a chat template" in result.stdout
+    for precision in ("fp16", "int4"):
+        assert f"\n  as cuda-{precision}" in result.stdout
+    assert result.stdout.count("0.5 GB of GPU memory: weights 0.00, keys and values of 512 to") == 2
     assert "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors" in result.stdout
     asked = inspect(folder, "--recipe", "reasonflux-prm", "--json")
     data = json.loads(asked.stdout)

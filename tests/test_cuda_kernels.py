@@ -15,7 +15,7 @@ from typing import Any
 import checkpoints
 import onnx
 import pytest
-from test_export_cuda import export_half
+from test_export_cuda import export_half, plant
 
 from prm_edge_runtime import memory
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parents[1]
 WHEEL = Path(os.environ.get("PRM_EDGE_GPU_WHEEL", HERE / ".venv-gpu-wheel" / "site"))
 LIBRARY = WHEEL / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
 CORE, CONTRIB = "N11onnxruntime4cuda", "N11onnxruntime7contrib4cuda"
-TYPES = {1: "f", 10: "NS_9MLFloat16E", 16: "NS_8BFloat16E", 6: "i", 7: "l"}
+TYPES = {1: "f", 3: "a", 10: "NS_9MLFloat16E", 16: "NS_8BFloat16E", 6: "i", 7: "l"}
 # op -> how C++ names the type of its kernel, {0} for the element type; no {0}: for any type
 KERNELS = {
     "Add": CORE + "3AddI{0}EE",
@@ -33,6 +33,7 @@ KERNELS = {
     "FastGelu": CONTRIB + "8FastGeluI{0}EE",
     "Gather": CORE + "6GatherE",
     "Gemm": CORE + "4GemmI{0}EE",
+    "MatMulNBits": CONTRIB + "11MatMulNBitsI{0}EE",
     "MatMul": CORE + "6MatMulI{0}EE",
     "Mul": CORE + "3MulI{0}EE",
     "QuickGelu": CONTRIB + "9QuickGeluI{0}EE",
@@ -91,7 +92,10 @@ def used(model: Any) -> set[tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+PRECISIONS = {"fp16": 10, "bf16": 16}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "make",
     [
@@ -112,10 +116,40 @@ def test_every_node_has_a_kernel(
     )  # fmt: skip
     model = onnx.load(out / f"cuda-{precision}" / "model.onnx", load_external_data=False)
     pairs = used(model)
-    assert ("GroupQueryAttention", {"fp16": 10, "bf16": 16}[precision]) in pairs
+    assert ("GroupQueryAttention", PRECISIONS[precision]) in pairs
     assert ("Gemm", 1) in pairs
     missing = [pair for pair in pairs if library.find(kernel(*pair).encode()) < 0]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "make", [checkpoints.trl_llama, checkpoints.trl_qwen2, checkpoints.trl_qwen3]
+)
+@pytest.mark.parametrize("planted", [{}, {"0.mlp.gate_proj.weight": 2.0**15}])
+def test_every_node_of_int4_has_a_kernel(
+    make: Callable[..., Path], planted: dict[str, float], tmp_path: Path, library: mmap.mmap
+) -> None:
+    folder = make(tmp_path / "tiny")
+    if planted:  # beyond float16: activations in bfloat16
+        folder = plant(folder, tmp_path / "planted", planted)
+    export_half(
+        folder, tmp_path / "p", precision="int4", allow_drift=True, trust_tokenizer_file=True
+    )
+    model = onnx.load(tmp_path / "p/cuda-int4/model.onnx", load_external_data=False)
+    pairs = used(model)
+    element = PRECISIONS["bf16" if planted else "fp16"]
+    assert {("MatMulNBits", element), ("GroupQueryAttention", element), ("Gemm", 1)} <= pairs
+    assert ("Cast", 3) in pairs  # of the embedding
+    missing = [pair for pair in pairs if library.find(kernel(*pair).encode()) < 0]
+    assert not missing
+
+
+@pytest.mark.parametrize("half", ["6__half", "13__nv_bfloat16"])
+@pytest.mark.parametrize("weight", ["N7cutlass15integer_subbyteILi4ELb0EEELNS5_", "hLN7cutlass"])
+def test_the_fused_kernel_is_there_for_blocks(half: str, weight: str, library: mmap.mmap) -> None:
+    name = f"24CutlassFpAIntBGemmRunnerI{half}{weight}17WeightOnlyQuantOpE2E"  # no zero points
+    assert library.find(name.encode()) >= 0
+    assert library.find(b"ep.cuda.fpa_intb_gemm\0") >= 0
 
 
 def test_every_copy_has_a_kernel(library: mmap.mmap) -> None:

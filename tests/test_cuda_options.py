@@ -30,6 +30,16 @@ def test_provider_options_are_onnxruntimes() -> None:
     }
 
 
+def test_int4_is_multiplied_as_it_is_unless_told_otherwise() -> None:
+    assert CudaOptions().session_options("fp16") == {}
+    assert CudaOptions().session_options("int4") == {
+        "ep.cuda.fpa_intb_gemm": "1",
+        "session.use_device_allocator_for_initializers": "1",
+    }
+    widened = CudaOptions(fused_int4=False).session_options("int4")
+    assert widened == {"ep.cuda.fpa_intb_gemm": "0"}
+
+
 @pytest.mark.parametrize(("version", "strict"), [("1.23.2", True), ("1.26", True), ("1.27", False)])
 def test_norms_are_strict_where_they_overflow(version: str, strict: bool) -> None:
     options = CudaOptions().provider_options(version)
@@ -49,6 +59,7 @@ def test_norms_are_strict_where_they_overflow(version: str, strict: bool) -> Non
         ({"stream": 2**64}, "stream must be"),
         ({"arena": "huge"}, "arena must be one of exact, doubling; got 'huge'"),
         ({"copy_on_stream": 1}, "copy_on_stream must be True or False; got 1"),
+        ({"fused_int4": "yes"}, "fused_int4 must be True or False; got 'yes'"),
     ],
 )
 def test_options_refuse(given: dict[str, Any], match: str) -> None:
@@ -72,7 +83,10 @@ def test_options_come_from_the_argument_or_the_variable(monkeypatch: pytest.Monk
     ("text", "match"),
     [
         ("gpu", "PRM_EDGE_CUDA must be a list as in gpu=1.*got 'gpu'"),
-        ("gpus=1", "each once, of gpu, memory_limit_mb, arena, stream, copy_on_stream; got 'gpus"),
+        (
+            "gpus=1",
+            "of gpu, memory_limit_mb, arena, stream, copy_on_stream, fused_int4, graphs; got 'gpus",
+        ),
         ("gpu=1,gpu=2", "got 'gpu=2'"),
         ("gpu=-1", "PRM_EDGE_CUDA: gpu must be a whole number, got '-1'"),
         ("gpu=\u0663", "gpu must be a whole number"),

@@ -23,7 +23,7 @@ from prm_edge_export import proof
 from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.quantization import search
 from prm_edge_runtime import Scorer
-from prm_edge_runtime.errors import ConfigError, ProofError, UnsupportedError
+from prm_edge_runtime.errors import ProofError, UnsupportedError
 
 PROBLEM = "A shop sells 12 apples for $3. How much do 20 apples cost?"
 STEPS = ["12 apples cost $3, so one costs 3 / 12 = $0.25.", "20 * 0.25 = 5", "So $5."]
@@ -147,11 +147,6 @@ def test_int4_budget() -> None:
         over = proof.check_budget({**figures, name: value}, [], "int4")
         assert over is not None
         assert name in over
-
-
-def test_int4_for_a_gpu_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="int4 is for the CPU so far, got --target cuda"):
-        export_int4(checkpoint, tmp_path / "pkg", target="cuda")
 
 
 def test_int4_needs_an_architecture_that_it_knows(tmp_path: Path) -> None:

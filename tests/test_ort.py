@@ -253,6 +253,18 @@ def test_open_session_cuda_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert given["use_tf32"] == "0"
 
 
+def test_open_session_tells_cuda_alone_how_int4_is_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, cuda=True)
+    monkeypatch.setattr(ort, "products_saturate", lambda: False)
+    told = []
+    for device, precision in (("cuda", "int4"), ("cuda", "fp16"), ("cpu", "int4")):
+        ort.open_session(Path("g.onnx"), device=device, threads=1, precision=precision)
+        told.append(fake.said[-1][1]["config"].get("ep.cuda.fpa_intb_gemm"))
+    assert told == ["1", None, None]
+
+
 def test_place_numbers_gpus_alone() -> None:
     options = CudaOptions(gpu=2)
     assert ort.Place(device="cuda", options=options).number == 2
@@ -277,6 +289,55 @@ def test_open_session_cuda_that_would_run_on_the_cpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fake, "InferenceSession", refuse)
     with pytest.raises(DeviceError, match=r"would run part of g\.onnx on the CPU.*prm-edge doctor"):
         ort.open_session(Path("g.onnx"), device="cuda", threads=0)
+
+
+# as onnxruntime-gpu 1.31.1 says it where a driver finds no GPU, and its source for the second one
+NO_GPU = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static "
+    "FromProviderOptions [ONNXRuntimeError] : 1 : FAIL : provider_options_utils.h:187 Parse Failed "
+    'to parse provider option "device_id": CUDA failure 100: no CUDA-capable device is detected ; '
+    "GPU=-1 ; hostname=vm ; file=cuda_execution_provider_info.cc ; line=70 ; "
+    "expr=cudaGetDeviceCount(&num_devices); "
+)
+NO_SUCH_GPU = (
+    'Parse Failed to parse provider option "device_id": Invalid device ID: 3, must be between 0 '
+    "(inclusive) and 2 (exclusive)."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (NO_GPU, r"\(gpu 3\) cannot be had: CUDA failed: no CUDA-capable device is detected "
+                 r"\(failure 100\); nvidia-smi .* pass device='cpu'$"),
+        (NO_SUCH_GPU, r"\(gpu 3\) cannot be had: CUDA sees 2 GPUs, numbered from 0; choose"),
+    ],
+)  # fmt: skip
+def test_open_session_cuda_says_what_cuda_reported(
+    text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = install(monkeypatch, cuda=True)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(ort, "products_saturate", lambda: False)
+    monkeypatch.setattr(fake, "InferenceSession", refuse)
+    with pytest.raises(DeviceError, match=said):
+        ort.open_session(Path("g"), device="cuda", threads=0, options=CudaOptions(gpu=3))
+    with pytest.raises(EngineError, match=r"^onnxruntime 9\.9 cannot load g: "):
+        ort.open_session(Path("g"), device="cpu", threads=0)
+
+
+def test_open_session_cuda_graph_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, cuda=True)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("Protobuf parsing failed.")
+
+    monkeypatch.setattr(fake, "InferenceSession", refuse)
+    with pytest.raises(EngineError, match=r"cannot load g: Protobuf parsing failed\.$"):
+        ort.open_session(Path("g"), device="cuda", threads=0)
 
 
 def test_open_session_that_landed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

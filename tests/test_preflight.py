@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs the export extra")
 import checkpoints
 from int8_packages import export_int8
 
-from prm_edge_export import preflight
+from prm_edge_export import gpu_memory, preflight
 from prm_edge_export.model_config import DecoderConfig, read_config
 from prm_edge_export.pace import paced
 from prm_edge_export.preflight import Needs, Texts
@@ -123,3 +123,26 @@ def test_pace_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] = 132.0
     progress(3, 3)
     assert lines == ["calibration: layer 1 of 4, about 1:30 left", "calibration: layer 3 of 3"]
+
+
+# --- on a GPU
+
+
+def test_a_7b_in_int4_fits_into_6_gb() -> None:
+    needs = gpu_memory.estimate(LARGE, "int4", tokens=2048)
+    assert 5e9 < needs.total < 6e9  # with as many linears in 8 bits as a plan may leave
+    assert gpu_memory.estimate(LARGE, "int4", tokens=2048, first_share=1.0).total < needs.total
+    assert needs.cache == 2048 * 28 * 2 * 4 * 128 * 2
+    half = gpu_memory.estimate(LARGE, "fp16", tokens=2048)
+    assert half.weights == 2 * (28 * sum(preflight.linear_sizes(LARGE)) + 152064 * 3584)
+    assert half.total > 14e9
+
+
+def test_gpu_memory_grows_with_the_record_and_says_so() -> None:
+    short, long = (gpu_memory.estimate(LARGE, "int4", tokens=n) for n in (512, 4096))
+    assert long.cache == 8 * short.cache
+    assert long.working > short.working
+    # a longer record goes through in pieces
+    assert gpu_memory.estimate(LARGE, "int4", tokens=8192).working == long.working
+    assert long.line().startswith(f"about {long.total / 1e9:.1f} GB of GPU memory: weights ")
+    assert "keys and values of 4,096 tokens 0.23" in long.line()

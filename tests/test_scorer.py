@@ -230,13 +230,28 @@ def test_load_auto_takes_the_cpu_and_says_so(
     assert "device auto: chose cpu (the package has cpu, cuda)" in caplog.text
 
 
+def test_load_auto_says_that_the_gpu_build_was_overwritten(
+    both: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scorer.ort, "cuda_available", lambda: False)
+    monkeypatch.setattr(choice.cuda, "_version", lambda name: "1.0")
+    assert Scorer.load(both).device == "cpu"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "taking cpu, as onnxruntime 1.0 and onnxruntime-gpu 1.0 are both inst" in record.message
+    caplog.clear()
+    assert Scorer.load(both, device="cpu").device == "cpu"
+    assert not caplog.records
+
+
 def test_load_auto_takes_cuda_where_it_is(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(scorer.ort, "cuda_available", lambda: True)
     monkeypatch.setattr(
         scorer, "open_engine", lambda *args, **kw: opened.append(args[1]) or StandIn(causal=True)
     )
-    assert (Scorer.load(both).device, opened[0].name) == ("cuda", "cuda-fp32")
+    made = Scorer.load(both, self_test=False)  # a stand-in scores nothing
+    assert (made.device, opened[0].name) == ("cuda", "cuda-fp32")
     assert Scorer.load(both, device="cpu").variant == "cpu-fp32"
 
 
@@ -380,6 +395,35 @@ def test_self_test_fails_where_scores_differ(tiny_package: Path, tmp_path: Path)
         SelfTestError, match=r"case 1, step 2: expected .*allowed difference 0\.001"
     ):
         Scorer.load(other, self_test=True)
+
+
+def test_self_test_runs_at_every_load_on_cuda(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph is run by the CPU here; that it is called cuda is what counts."""
+    real = scorer.open_engine
+
+    def on_the_cpu(path: Path, variant: Variant, **options: Any) -> Engine:
+        return real(path, dataclasses.replace(variant, device="cpu"), **options)
+
+    def elsewhere(data: dict[str, Any]) -> None:
+        data["variants"]["cpu-fp32"]["device"] = "cuda"
+
+    tested: list[str] = []
+    test = Scorer.self_test
+
+    def watched(self: Scorer) -> float:
+        tested.append(self.device)
+        return test(self)
+
+    monkeypatch.setattr(scorer, "open_engine", on_the_cpu)
+    monkeypatch.setattr(Scorer, "self_test", watched)
+    other = copy(tiny_package, tmp_path / "other", elsewhere)
+    assert Scorer.load(other, device="cuda").device == "cuda"
+    assert tested == ["cuda"]
+    Scorer.load(other, device="cuda", self_test=False)
+    Scorer.load(tiny_package)
+    assert tested == ["cuda"]
 
 
 def test_self_test_fails_where_weights_differ(tiny_package: Path, tmp_path: Path) -> None:

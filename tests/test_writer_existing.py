@@ -266,7 +266,11 @@ def test_add_lists_what_differs(out: Path) -> None:
         open_writer.write_bytes("tokenizer.json", b"other")
         with pytest.raises(ExportError, match=expected):
             open_writer.check_addable(
-                recipe=recipe, max_tokens=64, tokenizer=b"other", provenance=provenance
+                variant="cpu-int8",
+                recipe=recipe,
+                max_tokens=64,
+                tokenizer=b"other",
+                provenance=provenance,
             )
         with pytest.raises(ExportError, match=expected):
             open_writer.finish(
@@ -280,6 +284,7 @@ def test_check_addable_passes_the_same_model_and_any_new_package(out: Path, tmp_
     for place, add in ((out, True), (tmp_path / "new", False)):
         with PackageWriter(place, add=add) as open_writer:
             open_writer.check_addable(
+                variant="cuda-fp16",
                 recipe=tiny_recipe(),
                 max_tokens=128,
                 tokenizer=SHARED_FILES["tokenizer.json"],

@@ -18,7 +18,8 @@ from .real import RealMixture
 
 IGNORE = -100
 SEPARATOR = "\n"
-LOOSE = 0.5  # half of the wordings are put into other words, half of the equations are of no listed shape
+# Half of the wordings are put into other words, half of the equations are of no listed shape.
+LOOSE = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class DecoderBuilder:
         for layer in range(config.layers):
             stream, update = self._layer(layer, stream, update)
             progress(layer + 1, config.layers)
-        stream = self.node("Add", [stream, update], ["stream"])
+        stream = self._last(stream, update)
         normed, _ = self._norm("final_norm", "model.norm.weight", self._picked(stream), "")
         self._head(head, normed)
 
@@ -324,6 +324,10 @@ class DecoderBuilder:
             active = self.node("QuickGelu", [gate], [f"{prefix}.active"], MICROSOFT, alpha=1.0)
         product = self.node("Mul", [active, up], [f"{prefix}.product"])
         return self._projection(prefix, "down", product, (narrow, wide), bias)
+
+    def _last(self, stream: str, update: str) -> str:
+        """The residual stream after the last block."""
+        return self.node("Add", [stream, update], ["stream"])
 
     def _picked(self, stream: str) -> str:
         """(B, S, H) -> (N, H): everything after this runs at the read positions only."""

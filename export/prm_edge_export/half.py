@@ -1,4 +1,5 @@
-"""The ``decoder`` graph in half precision, for a GPU: float16 or bfloat16, its head in float32.
+"""The ``decoder`` graph in half precision, for a GPU: linears and attention in float16 or bfloat16,
+residual stream, norms and head in float32.
 
 In: config, weights and folds. Out: ``model.onnx`` and its data; for bfloat16, of which the CPU has
 no kernels, also a float32 graph that does the same roundings. H hidden, N read positions.
@@ -6,8 +7,9 @@ no kernels, also a float32 graph that does the same roundings. H hidden, N read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ from .graph import DATA_NAME, GRAPH_NAME, DecoderBuilder
 from .heads import EMBEDDING, Head
 from .model_config import DecoderConfig
 from .quantization.kinds import layer_prefix
-from .ranges import Folds
+from .ranges import ATTENTION, MLP, PRODUCT, VALUES, Folds
 from .weights import WeightFile
 
 FP16: Final = "fp16"
@@ -96,23 +98,21 @@ def scales(config: DecoderConfig, folds: Folds) -> dict[str, Scale]:
 
     ::
 
-        embedding / s      v / a -> attention -> o * a / s      up / b -> * gate -> down * b / s
-
-    s, of the whole stream, goes out again in the norms: they divide by its size (and its eps is
-    folded too, see :class:`HalfBuilder`).
+        embedding / e -> * e -> stream                    in float32: * e, * u, * w and the stream
+        v / a -> attention -> o * a / u -> * u -> + stream
+        up / b -> * gate -> down * b / w -> * w -> + stream
     """
-    found: dict[str, Scale] = {}
-    stream = 2.0**-folds.stream
-    if folds.stream:
-        found[EMBEDDING] = Scale(factor=stream)
+    found: dict[str, Scale] = {EMBEDDING: Scale(factor=2.0**-folds.embedding)}
     q_and_k = (config.heads + config.kv_heads) * config.head_dim
     for layer in range(config.layers):
         attention, mlp = f"{layer_prefix(layer)}self_attn.", f"{layer_prefix(layer)}mlp."
-        value, product = 2.0 ** folds.values.get(layer, 0), 2.0 ** folds.products.get(layer, 0)
-        found[f"{attention}o_proj.weight"] = Scale(factor=value * stream)
-        found[f"{mlp}down_proj.weight"] = Scale(factor=product * stream)
-        for name in (f"{attention}o_proj.bias", f"{mlp}down_proj.bias"):
-            found[name] = Scale(factor=stream)
+        value, product = 2.0 ** folds.of(VALUES, layer), 2.0 ** folds.of(PRODUCT, layer)
+        for name, inner, outer in (
+            (f"{attention}o_proj", value, folds.of(ATTENTION, layer)),
+            (f"{mlp}down_proj", product, folds.of(MLP, layer)),
+        ):
+            found[f"{name}.weight"] = Scale(factor=inner * 2.0**-outer)
+            found[f"{name}.bias"] = Scale(factor=2.0**-outer)
         if config.fused:
             found[f"{attention}qkv_proj.weight"] = Scale(factor=1 / value, first=q_and_k)
             found[f"{mlp}gate_up_proj.weight"] = Scale(
@@ -125,7 +125,13 @@ def scales(config: DecoderConfig, folds: Folds) -> dict[str, Scale]:
 
 
 class HalfBuilder(DecoderBuilder):
-    """Everything up to the read positions in half precision; final norm and head in float32."""
+    """Linears and attention in half precision; residual stream, its norms and head in float32.
+
+    ::
+
+        embedding -> Cast --------------------------------------------+--> x (float32)
+        x -> norm (float32) -> Cast -> qkv, attention, o -> Cast -> (* 2^u) -> + -> x
+    """
 
     def __init__(
         self,
@@ -135,11 +141,16 @@ class HalfBuilder(DecoderBuilder):
         form: Format,
         folds: Folds,
     ) -> None:
-        # the stream is smaller by 2^stream: so is its size, and eps is added to its square
-        super().__init__(replace(config, eps=config.eps * 4.0**-folds.stream), tensors, weights)
-        self._head_eps = config.eps
+        super().__init__(config, tensors, weights)
         self._form = form
         self._scales: Mapping[str, Scale] = scales(config, folds)
+        self._embedding_bits = folds.embedding
+        # projection -> bits that what it gives is smaller by
+        self._bits = {
+            f"{layer_prefix(layer)}{name}": bits
+            for name, part in (("self_attn.o", ATTENTION), ("mlp.down", MLP))
+            for layer, bits in folds.parts.get(part, {}).items()
+        }
         self._half = True
 
     def read(self, name: str, *shape: int) -> NDArray[np.float32]:
@@ -172,20 +183,55 @@ class HalfBuilder(DecoderBuilder):
             )
         return rounded
 
-    def _normed_heads(self, prefix: str, packed: str) -> list[str]:
-        folded, self.config = self.config, replace(self.config, eps=self._head_eps)
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Whatever is built inside stays in float32."""
+        before, self._half = self._half, False
         try:
-            return super()._normed_heads(prefix, packed)
+            yield
         finally:
-            self.config = folded
+            self._half = before
 
-    def _picked(self, stream: str) -> str:
-        picked = super()._picked(stream)
-        self._half = False
-        return self._widened(picked)
+    def _embed(self) -> str:
+        return self._widened(super()._embed(), self._embedding_bits)
 
-    def _widened(self, picked: str) -> str:
-        return self.node("Cast", [picked], [f"{picked}.float"], to=TensorProto.FLOAT)
+    def _projection(
+        self, prefix: str, part: str, source: str, sizes: tuple[int, int], has_bias: bool
+    ) -> str:
+        out = super()._projection(prefix, part, source, sizes, has_bias)
+        if part not in ("o", "down"):
+            return out
+        return self._widened(out, self._bits.get(f"{prefix}.{part}", 0))
+
+    def _norm(self, name: str, tensor: str, stream: str, update: str) -> tuple[str, str]:
+        if not self._half:
+            return super()._norm(name, tensor, stream, update)
+        with self._in_float32():
+            normed, total = super()._norm(name, tensor, stream, update)
+        return self._narrowed(normed), total
+
+    def _after(self, name: str, update: str) -> str:
+        with self._in_float32():
+            return super()._after(name, update)
+
+    def _last(self, stream: str, update: str) -> str:
+        self._half = False  # from here on
+        return super()._last(stream, update)
+
+    def _widened(self, value: str, bits: int) -> str:
+        """From half precision to the float32 that it stands for, 2^bits as large."""
+        wide = self._to_float32(value)
+        if not bits:
+            return wide
+        with self._in_float32():
+            factor = self.constant(f"{value}.factor", np.array(2.0**bits, dtype=np.float32))
+            return self.node("Mul", [wide, factor], [f"{value}.unfolded"])
+
+    def _to_float32(self, value: str) -> str:
+        return self.node("Cast", [value], [f"{value}.float"], to=TensorProto.FLOAT)
+
+    def _narrowed(self, value: str) -> str:
+        return self.node("Cast", [value], [f"{value}.half"], to=self._form.element)
 
     @property
     def cache_type(self) -> str:
@@ -209,16 +255,24 @@ class WidenedBuilder(HalfBuilder):
         super().node(op, inputs, wide, domain, **attributes)
         for before, after in zip(wide, outputs, strict=True):
             if before != after:
-                super().node("Cast", [before], [f"{after}.half"], to=self._form.element)
-                super().node("Cast", [f"{after}.half"], [after], to=TensorProto.FLOAT)
+                self._round(before, after)
         return outputs[0]
+
+    def _round(self, before: str, after: str) -> None:
+        super().node("Cast", [before], [f"{after}.half"], to=self._form.element)
+        super().node("Cast", [f"{after}.half"], [after], to=TensorProto.FLOAT)
 
     def _stored(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         rounded = self._rounded(name, array)
         return rounded.astype(np.float32) if rounded.dtype == self._form.dtype else rounded
 
-    def _widened(self, picked: str) -> str:
-        return picked
+    def _to_float32(self, value: str) -> str:
+        return value
+
+    def _narrowed(self, value: str) -> str:
+        rounded = f"{value}.rounded"
+        self._round(value, rounded)
+        return rounded
 
     @property
     def cache_type(self) -> str:

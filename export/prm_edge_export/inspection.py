@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from prm_edge_runtime.errors import ExportError, RecipeError
 from prm_edge_runtime.recipe import Recipe
 
+from . import gpu_memory
 from .adapters import AdaptedCheckpoint
 from .checkpoint import Checkpoint
-from .plan import ExportOptions, make_plan
+from .half import FP16
+from .plan import INT4, INT8_MODEL_TYPES, ExportOptions, make_plan
 from .sources import open_checkpoint
 from .tokenizer_files import read_tokenizer
 
@@ -51,6 +53,15 @@ def inspect_checkpoint(
         except (ExportError, RecipeError) as error:
             return Inspection(facts=facts, decisions=(), recipe=None, refusal=str(error))
         facts["longest record"] = f"{plan.max_tokens} tokens"
+        if plan.decoder is not None:
+            for precision in (
+                FP16,
+                *([INT4] if plan.decoder.model_type in INT8_MODEL_TYPES else ()),
+            ):
+                needs = gpu_memory.estimate(
+                    plan.decoder, precision, tokens=min(plan.max_tokens, gpu_memory.USUAL_TOKENS)
+                )
+                facts[f"as cuda-{precision}"] = needs.line()
         return Inspection(facts=facts, decisions=plan.reasons, recipe=plan.recipe, refusal=None)
 
 

@@ -47,7 +47,7 @@ INT8: Final = "int8"
 INT4: Final = "int4"
 QUANTIZED: Final = (INT8, INT4)
 # target -> its precisions; auto is the first
-PRECISIONS: Final = {CPU: (FP32, INT8, INT4), CUDA: (FP16, BF16)}
+PRECISIONS: Final = {CPU: (FP32, INT8, INT4), CUDA: (FP16, BF16, INT4)}
 TARGETS: Final = tuple(PRECISIONS)
 CALIBRATED: Final = (*QUANTIZED, FP16, BF16)  # from what worked solutions make of the model
 WHY_NOT: Final = {
@@ -197,18 +197,14 @@ def _check_choices(options: ExportOptions) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
-    if options.precision == INT4 and options.target != CPU:
-        raise ConfigError(
-            f"--precision int4 is for the CPU so far, got --target {options.target}: leave "
-            "--target out, or --precision"
-        )
     if options.precision == INT8 and options.target != CPU:
         raise ConfigError(
             f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
             "on no other device; leave --target out, or --precision"
         )
     if options.precision not in PRECISIONS[options.target]:
-        known = " or ".join(PRECISIONS[options.target])
+        *first, last = PRECISIONS[options.target]
+        known = f"{', '.join(first)} or {last}"
         raise ConfigError(
             f"--target {options.target} is for --precision {known}, got {options.precision}: "
             f"{WHY_NOT[options.target]}; leave --precision out, or change --target"
@@ -323,7 +319,7 @@ def _backend(
         raise UnsupportedError(
             f"--precision {options.precision} is for {', '.join(INT8_MODEL_TYPES)} with the native "
             f"backend, this is model_type {model_type} with the {backend} backend; use "
-            "--precision fp32"
+            f"--precision {PRECISIONS[options.target][0]}"
         )
     if options.target == CUDA and backend != NATIVE:
         raise UnsupportedError(

@@ -42,6 +42,7 @@ class Cost:
     tries: int = 0
 
 
+# by variant, else by precision
 COSTS: Final = {
     "fp32": Cost(file=4, scratch=0, session=4.3, embedding=4),
     # beside it lies the float32 graph that it is checked with
@@ -49,6 +50,8 @@ COSTS: Final = {
     "bf16": Cost(file=2, scratch=4, session=4.3, embedding=6),
     "int8": Cost(file=1.15, scratch=2.2, session=1.3, embedding=1, tries=12),
     "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, tries=8),
+    # both kinds of blocks, and the float32 graph that it is checked with
+    "cuda-int4": Cost(file=0.7, scratch=5.8, session=4.3, embedding=5, tries=2),
 }
 SPARE_BYTES: Final = 64 * 1024 * 1024  # of disk: graph, tokenizer, rotary tables
 JUDGED_TOKENS: Final = 2048
@@ -82,13 +85,13 @@ class Needs:
         )
 
 
-def estimate(config: DecoderConfig, precision: str, texts: Texts, *, gflops: float) -> Needs:
-    """What it takes to export a decoder with the native backend.
+def estimate(config: DecoderConfig, variant: str, texts: Texts, *, gflops: float) -> Needs:
+    """What it takes to export a variant (``cpu-int8``) of a decoder with the native backend.
 
     ``gflops``: thousand million operations a second of float32 products here.
     """
-    cost = COSTS[precision]
-    units = _units(config)
+    cost = COSTS.get(variant) or COSTS[variant.rpartition("-")[2]]
+    units = linear_sizes(config)
     layer, largest = sum(units), max(units)
     linears = config.layers * layer
     embedding = cost.embedding * config.vocab * config.hidden
@@ -114,7 +117,7 @@ def estimate(config: DecoderConfig, precision: str, texts: Texts, *, gflops: flo
     )
 
 
-def _units(config: DecoderConfig) -> list[int]:
+def linear_sizes(config: DecoderConfig) -> list[int]:
     """Weights of the linears that are worked on together: qkv, o, gate and up, down."""
     hidden, wide = config.hidden, config.intermediate
     queries = config.heads * config.head_dim

@@ -132,6 +132,7 @@ class PackageWriter:
     def check_addable(
         self,
         *,
+        variant: str,
         recipe: Recipe,
         max_tokens: int,
         tokenizer: bytes,
@@ -145,6 +146,7 @@ class PackageWriter:
         """
         if self.existing is None:
             return
+        self._refuse_taken(self.existing, variant)
         differences = _differences(self.existing, recipe, max_tokens, provenance, error_kinds)
         if tokenizer != self.existing.read_bytes(TOKENIZER_NAME):
             differences.append(f"{TOKENIZER_NAME} has other content")

@@ -116,10 +116,10 @@ def _cuda_libraries(runtime: Any) -> Finding:
     from prm_edge_runtime import cuda
 
     cuda.preload(runtime)
+    problem = cuda.problem(runtime)
+    if problem is not None:
+        return Finding(name="CUDA", state=BAD, text=problem)
     major = cuda.wanted_major(runtime)
-    missing = cuda.missing_libraries(major)
-    if missing:
-        return Finding(name="CUDA", state=BAD, text=cuda.explain(runtime, missing))
     packages = ", ".join(f"{n} {v}" for n, v in cuda.nvidia_packages().items())
     return Finding(
         name="CUDA",

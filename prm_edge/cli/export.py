@@ -59,8 +59,8 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["auto", "fp32", "int8", "int4", "fp16", "bf16"]),
     default="auto",
     show_default=True,
-    help="Precision: fp32, int8 or int4 for cpu (auto: fp32); fp16 or bf16 for cuda (auto: fp16 "
-    "where the model's values fit, else bf16).",
+    help="Precision: fp32, int8 or int4 for cpu (auto: fp32); fp16, bf16 or int4 for cuda (auto: "
+    "fp16 where the model's values fit, else bf16).",
 )
 @click.option(
     "--backend",

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from . import ort
+from . import cuda, ort
 from .errors import ConfigError, PackageNotFoundError
 from .manifest import Variant
 from .package import Package, choose_variant
@@ -68,5 +68,8 @@ def choose(package: Package, device: str, name: str | None) -> Variant:
         return choose_variant(manifest, device=package.variant(name).device, name=name)
     has = {variant.device for variant in manifest.variants}
     device = "cuda" if "cuda" in has and (ort.cuda_available() or "cpu" not in has) else "cpu"
+    wrong = cuda.clash() if device == "cpu" and "cuda" in has else None
+    if wrong is not None:  # else the GPU build that was installed is passed over without a word
+        logger.warning("device auto: taking cpu, as %s", wrong)
     logger.info("device auto: chose %s (the package has %s)", device, ", ".join(sorted(has)))
     return choose_variant(manifest, device=device, name=None)

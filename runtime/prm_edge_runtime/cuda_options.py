@@ -22,6 +22,13 @@ MAX_MB: Final = 1 << 20
 ALWAYS: Final = {"use_tf32": "0"}
 STRICT_BEFORE: Final = (1, 27)  # seen in the symbols of the libraries of 1.26, 1.27 and 1.31.1
 STRICT: Final = {"enable_skip_layer_norm_strict_mode": "1"}
+# One kernel that multiplies 4-bit and 8-bit blocks of 32 as they are; without it runs of more than
+# 16 tokens widen the weights first. Off unless asked for; onnxruntime-gpu that does not know the
+# key ignores it (1.31.1 knows it, for cards of compute capability 7.5 and newer).
+FUSED: Final = "ep.cuda.fpa_intb_gemm"
+# It holds the weights in an order of its own; this gives the memory of the other order back.
+OWN_MEMORY: Final = {"session.use_device_allocator_for_initializers": "1"}
+BLOCKS: Final = "int4"  # the precision whose linears are in blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,9 @@ class CudaOptions:
     (keys and values come on top); None for no limit. ``arena``: ``exact`` takes what is needed,
     ``doubling`` takes ever larger pieces. ``stream``: address of a CUDA stream of yours to compute
     on; None for its own. ``copy_on_stream``: whether copies wait for what is computed on it.
+    ``fused_int4``: whether int4 weights are multiplied as they are; their memory then does not
+    count for ``memory_limit_mb``. ``graphs``: whether short session steps are replayed as CUDA
+    graphs (see :mod:`.step_graphs`); never run on a GPU yet, so off.
     """
 
     gpu: int = 0
@@ -39,6 +49,8 @@ class CudaOptions:
     arena: str = "exact"
     stream: int | None = None
     copy_on_stream: bool = True
+    fused_int4: bool = True
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, value, smallest, largest, none in (
@@ -59,9 +71,15 @@ class CudaOptions:
                 )
         if self.arena not in ARENAS:
             raise ConfigError(f"arena must be one of {', '.join(ARENAS)}; got {self.arena!r}")
-        if not isinstance(self.copy_on_stream, bool):
+        for name in ("copy_on_stream", "fused_int4", "graphs"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be True or False; got {repr(value)[:40]}")
+
+        if self.graphs and self.stream is not None:
             raise ConfigError(
-                f"copy_on_stream must be True or False; got {repr(self.copy_on_stream)[:40]}"
+                "graphs are captured on a stream of onnxruntime's own, got stream "
+                f"{self.stream}: leave one of the two out"
             )
 
     def provider_options(self, version: str) -> dict[str, str]:
@@ -78,7 +96,15 @@ class CudaOptions:
             options["gpu_mem_limit"] = str(self.memory_limit_mb * 1_000_000)
         if self.stream is not None:
             options["user_compute_stream"] = str(self.stream)
+        if self.graphs:
+            options["enable_cuda_graph"] = "1"
         return options
+
+    def session_options(self, precision: str) -> dict[str, str]:
+        """What a session of a variant of this precision is told besides."""
+        if precision != BLOCKS:
+            return {}
+        return {FUSED: "1", **OWN_MEMORY} if self.fused_int4 else {FUSED: "0"}
 
 
 def cuda_options(given: CudaOptions | None) -> CudaOptions:

@@ -7,9 +7,10 @@ Imports numpy; onnxruntime only through :mod:`.ort`. Axes are those of :mod:`.co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import contract
 from .cuda_options import CudaOptions
-from .errors import EngineError, PackageFormatError
+from .errors import ConfigError, EngineError, PackageFormatError
 from .manifest import Variant
 from .memory import (
     Cache,
@@ -27,9 +28,12 @@ from .memory import (
     Memory,
     Outputs,
     check_output,
+    plain_options,
     run_bound,
 )
+from .opening import Opening, read_opening
 from .ort import Place, open_session
+from .step_graphs import FixedMemory, StepGraphs
 
 # GroupQueryAttention takes another path for a query tile of one row, whose last bits differ, and
 # quantized layers amplify them. A run never has a length of 1 modulo this.
@@ -61,34 +65,6 @@ LIMITS: Final = {
 RUN_TOKENS: Final = LIMITS["cpu"].run_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Opening:
-    """The tokens that every record begins with, and their keys and values.
-
-    ``ids`` (P,), ``kv`` (2 * layers, 1, heads, P, D); P is 0 where the package has none.
-    """
-
-    ids: NDArray[np.int64]
-    kv: NDArray[np.float32]
-
-    def without(
-        self, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What is left to run of tokens that come after ``past`` others. (S,), (N,)
-
-        Raises:
-            EngineError: when a record does not begin with these tokens, or a step is read at one.
-        """
-        expected = self.ids[past : past + len(ids)]
-        found = ids[: len(expected)]
-        if not np.array_equal(found, expected) or (len(reads) and reads[0] < len(expected)):
-            raise EngineError(
-                f"a record begins with the tokens {found.tolist()[:8]}; those of this package "
-                f"begin with {expected.tolist()[:8]}, which no step is read at"
-            )
-        return ids[len(expected) :], reads - len(expected)
-
-
 class Engine(Protocol):
     """What the scorer needs: one record in, the outputs at its read positions out."""
 
@@ -110,16 +86,30 @@ def open_engine(
     threads: int,
     kinds: int = 0,
     options: CudaOptions | None = None,
+    max_tokens: int = 0,
 ) -> Engine:
     """Open a variant's graph and check it against the contract.
 
-    ``logits``, ``kinds``: C and K of its heads.
+    ``logits``, ``kinds``: C and K of its heads. ``max_tokens``: of the package; what is replayed as
+    a CUDA graph needs to know.
 
     Raises:
+        ConfigError: when CUDA graphs are asked for on the CPU.
         DeviceError, EngineError: see :func:`.ort.open_session`.
         PackageFormatError: when the graph's inputs or outputs are not the contract's.
     """
-    session = open_session(graph, device=variant.device, threads=threads, options=options)
+    if options is not None and options.graphs and variant.device == "cpu":
+        raise ConfigError(
+            f"graphs=True is for CUDA, and variant {variant.name!r} runs on the CPU here; leave it "
+            "out, or pass device='cuda'"
+        )
+    session = open_session(
+        graph,
+        device=variant.device,
+        threads=threads,
+        options=options,
+        precision=variant.precision,
+    )
     if variant.interface == "decoder":
         place = Place(device=variant.device, options=options or CudaOptions())
         return DecoderEngine(
@@ -129,37 +119,16 @@ def open_engine(
             place if place.device != "cpu" else None,
             read_opening(graph.parent, variant),
             kinds=kinds,
+            max_tokens=max_tokens,
         )
     return StatelessEngine(session, variant, logits)
-
-
-def read_opening(folder: Path, variant: Variant) -> Opening | None:
-    """Read the prefix of a variant whose files are in ``folder``; None when it has none.
-
-    Raises:
-        PackageFormatError: when the file cannot be read, has another size, or is not finite.
-    """
-    prefix = variant.prefix
-    if prefix is None:
-        return None
-    path = folder / PurePosixPath(prefix.file).name
-    shape = (2 * variant.layers, 1, variant.kv_heads, len(prefix.ids), variant.head_dim)
-    try:
-        kv = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
-    except OSError as error:
-        raise PackageFormatError(f"{path} cannot be read: {error.strerror}") from error
-    if kv.size != np.prod(shape) or not np.isfinite(kv).all():
-        raise PackageFormatError(
-            f"{path} must hold {np.prod(shape)} finite numbers for the prefix of variant "
-            f"{variant.name!r}, and does not; export the checkpoint again"
-        )
-    return Opening(ids=np.array(prefix.ids, dtype=np.int64), kv=kv.reshape(shape))
 
 
 class DecoderEngine:
     """A causal graph with its KV cache in and out (contract ``decoder``).
 
-    ``place``: the device whose memory holds the cache; None for this process's.
+    ``place``: the device whose memory holds the cache; None for this process's. ``max_tokens``: the
+    longest record, for which the graph has rotary tables.
     """
 
     causal: Final = True
@@ -173,6 +142,7 @@ class DecoderEngine:
         opening: Opening | None = None,
         *,
         kinds: int = 0,
+        max_tokens: int = 0,
     ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kind = _cache_type(inputs)
@@ -194,13 +164,29 @@ class DecoderEngine:
             head_dim=variant.head_dim,
             type=kind,
         )
-        self._memory: Memory = (
-            HostMemory(session, layout) if place is None else DeviceMemory(session, layout, place)
-        )
+        self._memory: Memory
+        self._graphs: StepGraphs | None = None
+        # what is replayed shares its working memory with every other run
+        self._alone: AbstractContextManager[Any] = nullcontext()
+        self._plain = None
+        if place is None:
+            self._memory = HostMemory(session, layout)
+        elif place.options.graphs:
+            self._memory = FixedMemory(session, layout, place)
+            # one dummy token may follow the last real one
+            self._graphs = StepGraphs(session, place, self._widths, rows=max_tokens + 1)
+            self._alone, self._plain = Lock(), plain_options(place)
+        else:
+            self._memory = DeviceMemory(session, layout, place)
         self._opening = opening or Opening(
             ids=np.zeros(0, dtype=np.int64),
             kv=np.zeros((2 * shape[0], 1, shape[1], 0, shape[2]), dtype=np.float32),
         )
+
+    @property
+    def replays(self) -> bool:
+        """Whether short steps are run as CUDA graphs."""
+        return self._graphs is not None
 
     def _width(self, tokens: int) -> int:
         """The length at which so many tokens are run."""
@@ -237,7 +223,7 @@ class DecoderEngine:
             contract.TOTAL_TOKENS.name: np.array(width, dtype=np.int32),
         }
         outputs = self._outputs(len(reads))
-        with _failing_as(f"a run of {width} tokens"):
+        with self._alone, _failing_as(f"a run of {width} tokens"):
             self._memory.run_rows(len(rows), feeds, outputs)
         ends = np.cumsum([len(at) for _, at in rows])[:-1]
         return list(np.split(_side_by_side(outputs), ends))
@@ -284,6 +270,11 @@ class DecoderEngine:
     def _append(
         self, cache: Cache, past: int, ids: NDArray[np.int64], reads: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        if self._graphs is not None:
+            with self._alone, _failing_as(f"a step of {len(ids)} tokens after {past}"):
+                replayed = self._graphs.run(cache, past, ids, reads)
+            if replayed is not None:
+                return replayed
         width = self._width(len(ids))
         total = past + width
         # a token nobody reads, whose place in the cache the next run takes
@@ -298,8 +289,8 @@ class DecoderEngine:
             contract.TOTAL_TOKENS.name: np.array(total, dtype=np.int32),
         }
         self._fits(cache, total)
-        with _failing_as(f"a run of {width} tokens after {past}"):
-            run_bound(self._session, cache.binding, feeds, outputs)
+        with self._alone, _failing_as(f"a run of {width} tokens after {past}"):
+            run_bound(self._session, cache.binding, feeds, outputs, self._plain)
         return _side_by_side(outputs)[: len(reads)]
 
     @staticmethod

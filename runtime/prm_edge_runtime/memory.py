@@ -152,6 +152,10 @@ class DeviceCache:
         self._bind()
 
     def _bind(self) -> None:
+        self.bind_to(self.binding)
+
+    def bind_to(self, binding: Any) -> None:
+        """Make this the past and the present of what runs with a binding."""
         layout, place = self._layout, self._copier.place
         number, size = contract.CACHE_TYPES[layout.type]
         shape = layout.shape(self.room)
@@ -159,8 +163,8 @@ class DeviceCache:
         address = self._value.data_ptr()
         for past, present in zip(layout.past, layout.present, strict=True):
             where = (place.device, place.number, _element(layout.type, number), shape, address)
-            self.binding.bind_input(past, *where)
-            self.binding.bind_output(present, *where)
+            binding.bind_input(past, *where)
+            binding.bind_output(present, *where)
             address += step
 
     def read(self, start: int, end: int) -> DeviceBlock:
@@ -178,8 +182,9 @@ class DeviceMemory:
     def __init__(self, session: Any, layout: Layout, place: Place) -> None:
         self._session, self._layout = session, layout
         self._copier = Copier(layout, place)
+        self.plain = plain_options(place)
 
-    def new_cache(self, tokens: int) -> DeviceCache:
+    def new_cache(self, tokens: int) -> Cache:
         return DeviceCache(self._session, self._layout, self._copier, tokens)
 
     def run_rows(self, rows: int, feeds: dict[str, Any], outputs: Outputs) -> None:
@@ -196,7 +201,7 @@ class DeviceMemory:
                 layout.shape(0, rows),
                 empty.data_ptr(),
             )
-        run_bound(self._session, binding, feeds, outputs)
+        run_bound(self._session, binding, feeds, outputs, self.plain)
 
 
 # Made with onnx.helper, tests/test_memory.py makes them again: int32 of four axes, the third one
@@ -261,6 +266,10 @@ class Copier:
         out = self._run("cut", end - start, x=value, start=_line(start), end=_line(end))
         return DeviceBlock(value=out, nbytes=int(np.prod(self._shape(end - start))) * _WORD_BYTES)
 
+    def copy(self, value: Any, target: Any) -> None:
+        """Lay a copy of ``value`` over ``target``, which has its shape."""
+        self._run("cut", 0, target, x=value, start=_line(0), end=_line(value.shape()[2]))
+
     def joined(self, value: Any, start: int, block: DeviceBlock) -> Any:
         """A copy of ``value`` with ``block`` laid over it."""
         room, end = value.shape()[2], start + block.value.shape()[2]
@@ -274,8 +283,8 @@ class Copier:
             room=_line(room),
         )
 
-    def _run(self, name: str, tokens: int, **inputs: Any) -> Any:
-        out = self._new(tokens)
+    def _run(self, name: str, tokens: int, target: Any = None, **inputs: Any) -> Any:
+        out = self._new(tokens) if target is None else target
         session = self._sessions[name]
         binding = session.io_binding()
         for key, value in inputs.items():
@@ -285,7 +294,7 @@ class Copier:
                 binding.bind_ortvalue_input(key, value)
         binding.bind_ortvalue_output("y", out)
         try:
-            _run_synchronized(session, binding)
+            run_synchronized(session, binding)
         except Exception as error:  # onnxruntime raises many unrelated types
             raise EngineError(
                 f"onnxruntime failed to copy the keys and values of {tokens} tokens: {error}"
@@ -293,19 +302,34 @@ class Copier:
         return out
 
 
-def run_bound(session: Any, binding: Any, feeds: dict[str, Any], outputs: Outputs) -> None:
+def plain_options(place: Place) -> Any:
+    """Options of a run that is no graph's, where a session keeps some; None where it does not."""
+    return run_options(-1) if place.options.graphs else None
+
+
+def run_options(graph: int) -> Any:
+    """Options of a run that is captured or replayed under a number; -1 for neither."""
+    options = load_onnxruntime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def run_bound(
+    session: Any, binding: Any, feeds: dict[str, Any], outputs: Outputs, options: Any = None
+) -> None:
     """Run with what is bound, and ``feeds`` from and ``outputs`` into this process's memory."""
     for name, value in feeds.items():
         binding.bind_cpu_input(name, value)
     for name, memory in outputs.items():
         # device, its number, element type, shape, address
         binding.bind_output(name, "cpu", 0, np.float32, memory.shape, memory.ctypes.data)
-    _run_synchronized(session, binding)
+    run_synchronized(session, binding, options)
 
 
-def _run_synchronized(session: Any, binding: Any) -> None:
+def run_synchronized(session: Any, binding: Any, options: Any = None) -> None:
+    """Run with what is bound, once it is there, and wait."""
     binding.synchronize_inputs()
-    session.run_with_iobinding(binding)
+    session.run_with_iobinding(binding, options)
     binding.synchronize_outputs()
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,9 +153,12 @@ def open_session(
     device: str,
     threads: int,
     options: CudaOptions | None = None,
+    precision: str = "",
     record_assignment: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device asked for; there is no fallback.
+
+    ``precision``: of the variant, where it is one's graph.
 
     Raises:
         DeviceError: when the provider is missing or the session ended up elsewhere.
@@ -165,6 +168,8 @@ def open_session(
     config = {"session.record_ep_graph_assignment_info": "1"} if record_assignment else {}
     if device == "cpu":
         config["session.x64quantprecision"] = "1" if products_saturate() else "0"
+    else:
+        config |= place.options.session_options(precision)
     return _open(str(path), path, place, threads, config)
 
 
@@ -174,7 +179,9 @@ def open_copier(model: bytes, place: Place) -> onnxruntime.InferenceSession:
     Raises:
         DeviceError, EngineError: as :func:`open_session`.
     """
-    return _open(model, "the graphs that copy keys and values", place, 1, {})
+    # what it copies has another size each time, so that nothing of it can be replayed
+    plain = replace(place, options=replace(place.options, graphs=False))
+    return _open(model, "the graphs that copy keys and values", plain, 1, {})
 
 
 def _open(
@@ -196,9 +203,9 @@ def _open(
         config = {**config, "session.disable_cpu_ep_fallback": "1"}
         arguments["provider_options"] = [place.options.provider_options(ort.__version__)]
         cuda.preload(ort)
-        missing = cuda.missing_libraries(cuda.wanted_major(ort))
-        if missing:
-            raise DeviceError(f"device {device!r} cannot be had: {cuda.explain(ort, missing)}")
+        problem = cuda.problem(ort)
+        if problem is not None:
+            raise DeviceError(f"device {device!r} cannot be had: {problem}")
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     try:
@@ -212,6 +219,11 @@ def _open(
                 f"device {device!r} was asked for, but onnxruntime {ort.__version__} would run "
                 f"part of {shown} on the CPU: the provider could not start (driver, GPU), or has "
                 "no kernel for a node of the graph; run prm-edge doctor, or pass device='cpu'"
+            ) from error
+        failure = cuda.failure(str(error)) if device == "cuda" else None
+        if failure is not None:
+            raise DeviceError(
+                f"device 'cuda' (gpu {place.number}) cannot be had: {failure}"
             ) from error
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {shown}: {error}") from error
     actual = session.get_providers()

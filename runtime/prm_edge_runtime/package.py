@@ -43,7 +43,7 @@ PREFERRED: Final[dict[str, tuple[str, ...]]] = {
 }
 
 # what runs on the CPU besides its own variants: onnxruntime widens what it has no kernel for
-CHECKED_ON_CPU: Final = (("cuda", "fp16"),)
+CHECKED_ON_CPU: Final = (("cuda", "fp16"), ("cuda", "int4"))
 ADD_COMMAND: Final = {
     "cpu": "prm-edge export CHECKPOINT PACKAGE --add",
     "cuda": "prm-edge export CHECKPOINT PACKAGE --add --target cuda",
@@ -146,7 +146,7 @@ def open_package(path: str | os.PathLike[str], *, verify: str = "auto") -> Packa
 def choose_variant(manifest: Manifest, *, device: str, name: str | None) -> Variant:
     """The variant ``name``, or the best one for ``device`` (``cpu`` or ``cuda``) when it is None.
 
-    The fp16 graph of a GPU also runs on the CPU when both are named: slowly, and for checks.
+    The fp16 and int4 graphs of a GPU also run on the CPU when both are named: slowly, for checks.
 
     Raises:
         ConfigError: another device.

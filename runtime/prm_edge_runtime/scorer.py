@@ -26,6 +26,7 @@ from .errors import (
 from .kinds import known_kinds
 from .lengths import ERROR, NULL, check_policy, fit
 from .manifest import SELFTEST_NAME, TOKENIZER_NAME, Variant
+from .overlap import Overlap
 from .package import Package, choose_variant, open_package
 from .prefixes import PrefixCache, PrefixCounters, limit_bytes
 from .reading import Reading
@@ -84,7 +85,7 @@ class Scorer:
         variant: str | None = None,
         threads: int | None = None,
         verify: str = "auto",
-        self_test: bool = False,
+        self_test: bool | None = None,
         force: bool = False,
         prefix_cache_mb: float = 0,
         cuda: CudaOptions | None = None,
@@ -99,7 +100,8 @@ class Scorer:
                 a GPU runs on the CPU too when ``device="cpu"`` is said, to check it.
             threads: threads of one run; without it ``PRM_EDGE_THREADS``, else every core.
             verify: ``auto``, ``full`` or ``sizes``; see :func:`.package.open_package`.
-            self_test: score the package's stored cases first and compare with torch's scores.
+            self_test: score the package's stored cases first and compare with torch's scores;
+                without it on CUDA alone, whose kernels nothing has checked on this machine.
             force: with the embedded default, score what is plainly outside its domain too;
                 without it such records get None and the status ``out_of_domain``.
             prefix_cache_mb: memory for what calls after this one may have in common with those
@@ -142,7 +144,7 @@ class Scorer:
                 chosen.name,
                 package.manifest.name,
             )
-        if self_test:
+        if self_test or (self_test is None and chosen.device == "cuda"):
             scorer.self_test()
         return scorer
 
@@ -171,6 +173,7 @@ class Scorer:
             kinds=len(package.manifest.error_kinds),
             threads=ort.thread_count(threads),
             options=cuda_options(cuda),
+            max_tokens=package.manifest.max_tokens,
         )
         # who names a package knows what it is for; who takes the default may not
         domain = embedded_domain(package) if source == EMBEDDED and not force else None
@@ -226,22 +229,24 @@ class Scorer:
         """Score several solutions, in order, with the same numbers as one by one.
 
         What records near each other have in common is run once, and short ones are run together.
-        Memory is bounded: a few hundred records are looked at ahead, a few hundred tokens run.
+        Memory is bounded: a few hundred records are looked at ahead, a few hundred tokens run. On
+        a GPU the next few hundred are encoded while these run.
 
         Raises:
             InputTypeError, InputError, ConfigError, EngineError: as :meth:`score`.
         """
         policy = check_policy(on_too_long)
-        found: list[StepScores] = []
         ahead: list[Prepared] = []
         n_tokens = 0
-        for index, (problem, steps) in enumerate(pairs(items)):
-            ahead.append(self._prepared(problem, steps, policy, f"item {index}: "))
-            n_tokens += len(ahead[-1].encoded.ids)
-            if len(ahead) >= AHEAD_RECORDS or n_tokens >= AHEAD_TOKENS:
-                found += self._run(ahead)
-                ahead, n_tokens = [], 0
-        return found + self._run(ahead)
+        with Overlap(self._run, beside=self.device != "cpu") as runs:
+            for index, (problem, steps) in enumerate(pairs(items)):
+                ahead.append(self._prepared(problem, steps, policy, f"item {index}: "))
+                n_tokens += len(ahead[-1].encoded.ids)
+                if len(ahead) >= AHEAD_RECORDS or n_tokens >= AHEAD_TOKENS:
+                    runs.put(ahead)
+                    ahead, n_tokens = [], 0
+            runs.put(ahead)
+        return runs.found
 
     def rank(
         self,
@@ -382,6 +387,13 @@ class Scorer:
         Raises:
             SelfTestError: when one exceeds what the package allows for this variant.
         """
+        engine = self._open_engine()
+        replays = isinstance(engine, DecoderEngine) and engine.replays
+
+        def in_session(problem: str, steps: Sequence[str]) -> list[float | None]:
+            with self.session(problem) as session:
+                return [session.add(step) for step in steps]
+
         return selftest.run(
             self.package.read_bytes(SELFTEST_NAME),
             self._variant,
@@ -389,6 +401,7 @@ class Scorer:
             lambda problem, steps: self._run(
                 [self._prepared(problem, steps, ERROR, guarded=False)]
             )[0],
+            in_session if replays else None,
         )
 
     def close(self) -> None:

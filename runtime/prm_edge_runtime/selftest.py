@@ -83,8 +83,25 @@ def load_cases(raw: bytes) -> list[Case]:
     return cases
 
 
-def run(raw: bytes, variant: Variant, score: Callable[[str, Sequence[str]], StepScores]) -> float:
+def up_to_blank(cases: Sequence[Case]) -> list[Case]:
+    """What a session takes of each case: the steps before the first blank one."""
+    found = []
+    for case in cases:
+        blank = (at for at, step in enumerate(case.steps) if not step.strip())
+        end = next(blank, len(case.steps))
+        found.append(Case(problem=case.problem, steps=case.steps[:end], scores=case.scores[:end]))
+    return found
+
+
+def run(
+    raw: bytes,
+    variant: Variant,
+    score: Callable[[str, Sequence[str]], StepScores],
+    in_session: Callable[[str, Sequence[str]], Sequence[float | None]] | None = None,
+) -> float:
     """Score the cases of ``selftest.json``; return the largest |difference| of a score.
+
+    ``in_session``: scores of a session, compared too, where its steps are run in their own way.
 
     Raises:
         PackageFormatError: as :func:`load_cases`.
@@ -99,6 +116,8 @@ def run(raw: bytes, variant: Variant, score: Callable[[str, Sequence[str]], Step
         return results[-1].scores
 
     worst = check(cases, scores, tolerance)
+    if in_session is not None:
+        worst = max(worst, check(up_to_blank(cases), in_session, tolerance))
     if any(result.kinds is not None for result in results):
         kinds = [result.kinds for result in results]
         check_kinds(cases, kinds, _tolerance(variant, KINDS_TOLERANCE_KEY))

@@ -302,7 +302,9 @@ def fractions(context: Context, error_chance: float) -> Solution:
     asked = f"({a}/{b})/({c}/{d})" if op == "/" else f"{a}/{b}{op}{c}/{d}"
     lines = [numeric_line(context, text, style.math, error_chance, BARE) for text in chains]
     return Solution(
-        context.frame(FRACTION_ASK).format(m=style.math(asked)), tuple(lines), "arithmetic/fractions"
+        context.frame(FRACTION_ASK).format(m=style.math(asked)),
+        tuple(lines),
+        "arithmetic/fractions",
     )
 
 

@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "story": (worded.story, 8),
     "evaluation": (arithmetic.evaluation, 10),
     "fractions": (arithmetic.fractions, 5),
-    "fact": (systems.fact, 5),
+    "fact": (systems.fact, 7),
     "system": (systems.system, 10),
     "quadratic": (systems.quadratic, 4),
 }

@@ -12,8 +12,7 @@ import re
 from random import Random
 
 # No word here names an operation, a number or a unit: those mean something in other lines.
-WORDS = tuple(
-    """
+_TEXT = """
     so then now next thus hence therefore here there this that these those it we I you they one us
     my our your his her their who which what when where how why because since as if while after
     before again also still just only even very quite well okay right good sure indeed finally
@@ -36,8 +35,8 @@ WORDS = tuple(
     the a an and or but yet
     new old big small long short easy hard simple final true clear plain nice correct next-door
     shop box day week morning money price friend child family market garden school bus trip game
-    """.split()
-)
+"""
+WORDS = tuple(_TEXT.split())
 _PIECE = re.compile(r"\{\w+\}|[^\W\d_]+(?:'\w+)?")
 _ENDS = ("", "", "", ".", ".", "!", " ok", "...")
 _JOINTS = (": ", ", ", "; ", " → ", " => ", ". ")

@@ -8,10 +8,13 @@ from fractions import Fraction
 
 import pytest
 
-from training.generator import ERRORS, FAMILIES, Context, draw, equations, stream, tutor
+from training.generator import ERRORS, FAMILIES, Context, draw, equations, shapes, stream, tutor
+from training.generator import wordings as words
 from training.generator.algebra import AlgebraError, decimal, equivalent, parse, true_chain, value
 from training.generator.corrupt import break_chain, break_equation
+from training.generator.linear import total
 from training.generator.mixture import EARLY, LESSONS, weights
+from training.generator.paraphrase import paraphrase
 from training.generator.surface import Style
 
 
@@ -137,6 +140,50 @@ def test_sums_are_labelled_by_what_they_say_and_taught_from_the_equals_sign() ->
                 assert true_chain(plain) is line.good
                 checked[bool(line.good)] += 1
     assert min(checked.values()) > 100
+
+
+def test_paraphrase_keeps_every_slot_in_its_order() -> None:
+    pools = [*words.MOVES.values(), words.ANY, words.WORKED, words.REASON, words.PROBLEMS]
+    changed = 0
+    for seed in range(3000):
+        rng = random.Random(seed)
+        wording = rng.choice(rng.choice(pools))
+        other = paraphrase(rng, wording)
+        slots = re.findall(r"\{\w+\}", wording)
+        assert re.findall(r"\{\w+\}", other) == slots
+        assert not re.search(r"\}\{|\w\{|\}\w|\d", other.replace("-1", ""))
+        assert all(f"- {slot}" not in other for slot in slots)  # it would read as a minus
+        changed += other != wording
+    assert changed > 2500
+
+
+def test_held_out_wordings_are_never_put_into_other_words() -> None:
+    heldout = Context(random.Random(0), "heldout", loose=1.0)
+    assert {heldout.frame(words.ANY) for _ in range(100)} <= set(words.ANY)
+    loose = Context(random.Random(0), loose=1.0)
+    assert not {loose.frame(words.ANY) for _ in range(100)} <= set(words.ANY)
+
+
+def test_free_equations_are_none_of_the_held_out_shapes() -> None:
+    context = Context(random.Random(3), loose=1.0)
+    kinds = set()
+    for _ in range(2000):
+        _, walk, shape = equations.start(context)
+        assert shape == shapes.FREE
+        (a, b), (c, d) = map(total, walk.sides)
+        solution = (d - b) / (a - c)
+        assert solution.denominator == 1
+        kinds.add(shapes.kinds(walk.sides))
+    assert not kinds & shapes.HELD_OUT
+    assert len(kinds) > 30
+
+
+@pytest.mark.parametrize("shape", [s for i, s in enumerate(shapes.SHAPES) if i % 5 == 4])
+def test_what_is_held_out_is_known_by_its_terms(shape: str) -> None:
+    context = Context(random.Random(1))
+    # a chance adds a lone letter to a side of few
+    kinds = [shapes.kinds(shapes.draw_sides(context, shape, False)) for _ in range(50)]
+    assert max(kinds, key=kinds.count) in shapes.HELD_OUT
 
 
 def test_low_levels_draw_small_sums() -> None:

@@ -22,15 +22,20 @@ from prm_edge_runtime.encoding import Encoded
 from ..model_config import DecoderConfig
 from . import weights
 from .kinds import BLOCKS, FP32, INT4, INT8, INT8_MENU, INT8X2, UNITS, Menu, Unit, layer_prefix
-from .layers import Batch, LayerRunner, hooked
-
-Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
+from .layers import Batch, LayerRunner
+from .measuring import (
+    JUDGED_TOKENS,
+    Rounding,
+    Seen,
+    error_of,
+    first_tokens,
+    run_and_catch,
+    weights_of,
+)
 
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_SAMPLED_TOKENS: Final = 512  # on which strengths are compared
-_SAMPLED_OUTPUTS: Final = 2048  # and on so many outputs, from all over the weight
-_JUDGED_TOKENS: Final = 1024  # on which a kind's error is measured
+_SAMPLED_OUTPUTS: Final = 2048  # on which strengths are compared, from all over the weight
 _SCALE_LIMIT: Final = 1e4
 SAMPLED_LAYERS: Final = 4  # in which two bases are compared
 
@@ -143,9 +148,9 @@ def _layer(
     result: Calibration,
 ) -> None:
     """Calibrate the loaded layer, and move the streams on past it."""
-    judged = _first_tokens(batches, _JUDGED_TOKENS)
+    judged = first_tokens(batches, JUDGED_TOKENS)
     before = {at: batches[at].stream for at in judged}
-    inputs, norms = _run_and_catch(runner, batches)
+    inputs, norms = run_and_catch(runner, batches)
     after = {at: batches[at].stream for at in judged}
     folded = []
     for unit in UNITS:
@@ -164,7 +169,7 @@ def _layer(
             each = torch.split(_per_input(config, unit, smoothing), weights.MAX_COMPENSATED)
             for square, scales in zip(hessian, each, strict=True):
                 square /= torch.outer(scales, scales)
-        weight = torch.cat(_weights(runner.layer, unit))
+        weight = torch.cat(weights_of(runner.layer, unit))
         inputs_of, size = weight.shape[1], weight.numel()
         form = weights.BLOCKS4 if INT4 in result.menu.kinds else weights.BLOCKS8
         channels, blocks = weights.quantize(weight, hessian, form)
@@ -178,7 +183,7 @@ def _layer(
             INT4: (partial(blocks.restored, inputs_of), _rounding(INT4)),
         }
         errors = {
-            kind: _error(runner, unit, restored(), rounding, batches, before, after)
+            kind: error_of(runner, unit, restored(), rounding, batches, before, after)
             for kind, (restored, rounding) in kinds.items()
             if kind in result.menu.kinds
         }
@@ -194,60 +199,6 @@ def _layer(
         )
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Seen:
-    """What a unit read, summed up as it passed by; the rows themselves would take gigabytes.
-
-    ``hessian``: their second moments (K, K), where K is large only blocks on the diagonal.
-    ``sample`` (T, K).
-    """
-
-    largest: torch.Tensor
-    hessian: list[torch.Tensor]
-    sample: list[torch.Tensor]
-
-    def add(self, rows: torch.Tensor, first: int, step: int) -> None:
-        """Take in rows (T, K), and each ``step``-th of them from ``first`` on into the sample."""
-        torch.maximum(self.largest, rows.abs().amax(dim=0), out=self.largest)
-        parts = torch.split(rows, weights.MAX_COMPENSATED, dim=1)
-        for square, part in zip(self.hessian, parts, strict=True):
-            square.addmm_(part.T, part)
-        self.sample.append(rows[first::step])
-
-
-def _run_and_catch(
-    runner: LayerRunner, batches: Sequence[Batch]
-) -> tuple[dict[str, Seen], torch.Tensor]:
-    """Move the streams on. -> what each unit read; the streams' norms at the sampled tokens"""
-    seen = {}
-    for unit in UNITS:
-        width = runner.layer.get_submodule(unit.parts[0]).in_features
-        moments = [
-            torch.zeros(len(part), len(part))
-            for part in torch.split(torch.zeros(width), weights.MAX_COMPENSATED)
-        ]
-        seen[unit.name] = Seen(largest=torch.zeros(width), hessian=moments, sample=[])
-    total = sum(int(batch.valid.sum()) for batch in batches)
-    step = max(1, total // _SAMPLED_TOKENS)
-    norms, passed = [], 0
-    for batch in batches:
-        first = -passed % step
-
-        def catch(unit: Unit, valid: torch.Tensor, first: int) -> Callable[[torch.Tensor], None]:
-            return lambda value: seen[unit.name].add(value[valid], first, step)
-
-        with hooked(runner.layer, {u.parts[0]: catch(u, batch.valid, first) for u in UNITS}):
-            stream = runner.forward(batch.stream)
-        batch.stream = stream
-        norms.append(stream[batch.valid][first::step].norm(dim=1))
-        passed += int(batch.valid.sum())
-    return seen, torch.cat(norms)
-
-
-def _weights(layer: Any, unit: Unit) -> list[torch.Tensor]:
-    return [layer.get_submodule(part).weight for part in unit.parts]
-
-
 def _smoothing(
     layer: Any,
     config: DecoderConfig,
@@ -261,7 +212,7 @@ def _smoothing(
     Each token's error counts in relation to the stream it is added to, where it is; else to the
     output itself.
     """
-    parts = [rows for part in _weights(layer, unit) for rows in torch.split(part, weights.ROWS)]
+    parts = [rows for part in weights_of(layer, unit) for rows in torch.split(part, weights.ROWS)]
     largest = _tied(config, unit, seen.largest).clamp(min=1e-8)
     columns = torch.stack([rows.abs().amax(dim=0) for rows in parts]).amax(dim=0)
     widest = _tied(config, unit, columns).clamp(min=1e-8)
@@ -366,39 +317,3 @@ def _keep(
             block_scales=block_scales[at].numpy(),
         )
         result.stored[layer_prefix(index) + name] = path
-
-
-def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
-    """Batches from all over the lengths, with about this many tokens together."""
-    total = sum(int(batch.valid.sum()) for batch in batches)
-    step = max(1, total // tokens)
-    return list(range(min(step // 2, len(batches) - 1), len(batches), step))
-
-
-def _error(
-    runner: LayerRunner,
-    unit: Unit,
-    weight: torch.Tensor,
-    rounding: Rounding,
-    batches: Sequence[Batch],
-    before: Mapping[int, torch.Tensor],
-    after: Mapping[int, torch.Tensor],
-) -> float:
-    """What the layer's output loses when this unit alone has this weight and rounds its inputs."""
-    modules = [runner.layer.get_submodule(part) for part in unit.parts]
-    kept = [module.weight.clone() for module in modules]
-    total, tokens = 0.0, 0
-    try:
-        for module, part in zip(modules, torch.split(weight, [len(w) for w in kept]), strict=True):
-            module.weight.copy_(part)
-        with hooked(runner.layer, dict.fromkeys(unit.parts, rounding)):
-            for at in before:
-                valid = batches[at].valid
-                change = (runner.forward(before[at]) - after[at])[valid]
-                relative = change.norm(dim=1) / after[at][valid].norm(dim=1).clamp(min=1e-8)
-                total += float((relative**2).sum())
-                tokens += len(relative)
-    finally:
-        for module, original in zip(modules, kept, strict=True):
-            module.weight.copy_(original)
-    return total / max(tokens, 1)

@@ -14,6 +14,9 @@ INT8X2: Final = "int8x2"  # the same, and what rounding left of the activations 
 BLOCKS: Final = "blocks"  # 8-bit blocks of 32, activations too
 INT4: Final = "int4"  # 4-bit blocks of 128, activations in 8 bits
 FP32: Final = "fp32"
+# for CUDA: weights in 4-bit and in 8-bit blocks of 32, activations in half precision as they are
+W4: Final = "w4"
+W8: Final = "w8"
 # Time of one multiply-add, that of int8 being 1: benchmarks/kinds.py, 384 tokens, one Zen 4 core,
 # the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
 COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
@@ -60,6 +63,15 @@ INT4_MENU: Final = Menu(
     costs={INT4: 1.0, INT8X2: 1.64},
     cost_of="the memory of its linears, where all of them in int4 cost 1",
     least=0.75,
+    most_fp32=0.0,
+)
+# Bytes of a weight with its share of a scale in 16 bits: 0.5625 and 1.0625. So few in 8 bits that a
+# 7B still fits into 6 GB (see gpu_memory.py).
+CUDA_MENU: Final = Menu(
+    precision=INT4,
+    costs={W4: 1.0, W8: 1.89},
+    cost_of="the GPU memory of its linears, where all of them in 4 bits cost 1",
+    least=0.85,
     most_fp32=0.0,
 )
 MENUS: Final = {menu.precision: menu for menu in (INT8_MENU, INT4_MENU)}

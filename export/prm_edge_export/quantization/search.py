@@ -121,7 +121,7 @@ def build_within_target(
         del runner  # and its layer, before the whole graph is run
         if len(opening):
             np.concatenate(calibration.opening).astype("<f4").tofile(folder / PREFIX_NAME)
-        variant = _variant(config, menu, tuple(opening.tolist()))
+        variant = trial_variant(config, menu, tuple(opening.tolist()))
 
         def build(plan: choose.Plan) -> Drift:
             build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
@@ -134,9 +134,9 @@ def build_within_target(
             )
             got = [engine.run(record.ids, record.reads) for record in searched]
             wanted = calibration.outputs[: len(searched)]
-            return _drift(_logits(wanted, head), _logits(got, head), score)
+            return drift_of(logits_of(wanted, head), logits_of(got, head), score)
 
-        plan, drift = _search(calibration, build, say)
+        plan, drift = find_plan(calibration, build, say)
     finally:
         shutil.rmtree(scratch)
     return Quantized(
@@ -144,9 +144,9 @@ def build_within_target(
         report={
             "rotated": rotated,
             "opening_tokens": len(opening),
-            **_report(calibration, plan, drift, solutions),
+            **report_of(calibration, plan, drift, solutions),
         },
-        worst=_worst(calibration, plan),
+        worst=worst_of(calibration, plan),
         opening=tuple(opening.tolist()),
     )
 
@@ -178,7 +178,7 @@ def _rotation_helps(
     return errors["rotated"] < errors["as trained"]
 
 
-def _search(
+def find_plan(
     calibration: Calibration, build: Callable[[choose.Plan], Drift], say: Say
 ) -> tuple[choose.Plan, Drift]:
     """Build plans until one meets the target. Drift grows with the root of the summed errors."""
@@ -209,8 +209,8 @@ def _search(
     return plan, drift
 
 
-def _variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...]) -> Variant:
-    """The graph that is tried, for the engine."""
+def trial_variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...] = ()) -> Variant:
+    """The graph that is tried, for the engine on the CPU."""
     return Variant(
         name="plan",
         device="cpu",
@@ -226,12 +226,12 @@ def _variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...]) -> Var
     )
 
 
-def _logits(rows: Sequence[NDArray[np.float32]], head: Head) -> list[NDArray[np.float32]]:
+def logits_of(rows: Sequence[NDArray[np.float32]], head: Head) -> list[NDArray[np.float32]]:
     """(N, W) each -> (N, C)"""
     return [each[:, : head.logits] for each in rows]
 
 
-def _drift(
+def drift_of(
     wanted: Sequence[NDArray[np.float32]], got: Sequence[NDArray[np.float32]], score: Score
 ) -> Drift:
     expected, found = np.concatenate(wanted), np.concatenate(got)
@@ -251,7 +251,7 @@ def _relative_cost(calibration: Calibration, plan: choose.Plan) -> float:
     return choose.cost(units, plan, menu) / everything
 
 
-def _report(
+def report_of(
     calibration: Calibration, plan: choose.Plan, drift: Drift, solutions: Solutions
 ) -> dict[str, Any]:
     menu = calibration.menu
@@ -283,7 +283,7 @@ def _report(
     }
 
 
-def _worst(calibration: Calibration, plan: choose.Plan) -> list[str]:
+def worst_of(calibration: Calibration, plan: choose.Plan) -> list[str]:
     """The linears that lose most, as lines of a table."""
     total = max(choose.total_error(calibration.units, plan), 1e-30)
     lost = sorted(

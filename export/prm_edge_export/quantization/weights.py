@@ -52,6 +52,8 @@ class BlockForm:
 
 BLOCKS8: Final = BlockForm(bits=8, block=BLOCK, lowest=-LEVELS, highest=LEVELS)
 BLOCKS4: Final = BlockForm(bits=4, block=128, lowest=-8, highest=7)
+# what onnxruntime's one-kernel CUDA products take: blocks of 32 and no zero points
+CUDA4: Final = BlockForm(bits=4, block=32, lowest=-8, highest=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,6 +169,35 @@ def quantize(
     )
 
 
+def quantize_blocks(
+    weight: torch.Tensor,
+    hessian: Sequence[torch.Tensor],
+    form: BlockForm,
+    scale_type: torch.dtype,
+) -> Blocks:
+    """Blocks alone, of a weight (N, K), compensated, with scales that ``scale_type`` holds.
+
+    ``hessian``: the inputs' second moments, in blocks on the diagonal; none for plain rounding.
+    """
+    hows = [Compensation.of(square) for square in hessian]
+    sizes = torch.cat([square.diagonal() for square in hessian]) if hows else None
+
+    def rounded(scales: torch.Tensor) -> torch.Tensor:
+        least = torch.finfo(scale_type).tiny * torch.finfo(scale_type).eps  # above zero, that is
+        kept = torch.where(scales.abs() < least, scales.sign() * least, scales)
+        return kept.to(scale_type).float()
+
+    parts = [
+        _blocks(rows, hows, form, rounded(SCALES[form.bits](rows, form, sizes)))
+        for rows in torch.split(weight, ROWS)
+    ]
+    return Blocks(
+        values=torch.cat([part.values for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        form=form,
+    )
+
+
 def _quantize(
     weight: torch.Tensor,
     hows: Sequence[Compensation],
@@ -174,19 +205,24 @@ def _quantize(
     sizes: torch.Tensor | None,
 ) -> tuple[Channels, Blocks]:
     per_channel = channel_scales(weight)
-    per_block = SCALES[form.bits](weight, form, sizes)
-    each = per_block.repeat_interleave(form.block, dim=1)[:, : weight.shape[1]]
     in_channels = _integers(
         weight, per_channel[:, None].expand(weight.shape), hows, (-LEVELS, LEVELS)
     )
-    in_blocks = _integers(weight, each, hows, (form.lowest, form.highest))
     return (
         Channels(values=in_channels.to(torch.int8), scales=per_channel),
-        Blocks(
-            values=(_in_blocks(in_blocks, form.block) + form.zero).to(torch.uint8),
-            scales=per_block,
-            form=form,
-        ),
+        _blocks(weight, hows, form, SCALES[form.bits](weight, form, sizes)),
+    )
+
+
+def _blocks(
+    weight: torch.Tensor, hows: Sequence[Compensation], form: BlockForm, per_block: torch.Tensor
+) -> Blocks:
+    each = per_block.repeat_interleave(form.block, dim=1)[:, : weight.shape[1]]
+    integers = _integers(weight, each, hows, (form.lowest, form.highest))
+    return Blocks(
+        values=(_in_blocks(integers, form.block) + form.zero).to(torch.uint8),
+        scales=per_block,
+        form=form,
     )
 
 
