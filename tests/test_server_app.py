@@ -82,7 +82,7 @@ def test_answers_have_probabilities_where_the_package_is_calibrated() -> None:
     scorer.package = replace(package, manifest=replace(package.manifest, calibration=fitted))
     data = {"problem": PROBLEM, "steps": ["0.9", "0.2"]}
     backend = Backend(scorer)
-    (scored,) = backend.score_many([(PROBLEM, ("0.9", "0.2"))])
+    (scored,) = backend.score_many([backend.solution(PROBLEM, ("0.9", "0.2"))])
     assert not isinstance(scored, Exception)
     answer = backend.told(scored[0])
     ranked, _ = backend.rank(PROBLEM, [("0.9", "0.2")], None)

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prm_edge.server.limits import Limits
-from prm_edge.server.queue import FairQueue, Job
+from prm_edge.server.queue import FairQueue, Job, Solution
 from prm_edge.server.refusals import RefusedError
 from prm_edge_runtime.errors import ConfigError
 
 
 def job(client: str, tokens: int = 10) -> Job:
     done: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
-    return Job(client=client, tokens=tokens, done=done, queued_s=0.0, work=("p", ()))
+    return Job(
+        client=client, tokens=tokens, done=done, queued_s=0.0, work=Solution(problem="p", steps=())
+    )
 
 
 async def drain(queue: FairQueue) -> list[Job]:
@@ -107,6 +109,16 @@ def test_queue_takes_batches_within_the_budget_but_never_none() -> None:
         return batches
 
     assert asyncio.run(sizes()) == [[100], [10, 10], [10, 10]]
+
+
+def test_queue_gives_more_at_once_to_who_asks_for_more() -> None:
+    async def sizes() -> list[int]:
+        queue = FairQueue(Limits(batch_tokens=25))
+        for _ in range(6):
+            queue.put(job("a", 10))
+        return [len(queue.take(40)), len(queue.take())]
+
+    assert asyncio.run(sizes()) == [4, 2]
 
 
 def test_queue_is_bounded_in_requests_and_in_tokens() -> None:

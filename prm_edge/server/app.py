@@ -145,7 +145,8 @@ class Api:
     async def _score(
         self, request: Request, problem: str, steps: tuple[str, ...], more: dict[str, Any]
     ) -> Response:
-        result = await self._run(request, (problem, steps), estimated_tokens((problem, *steps)))
+        solution = self.backend.solution(problem, steps)
+        result = await self._run(request, solution, estimated_tokens((problem, *steps)))
         self._count(request, result.n_tokens)
         return JsonResponse({**more, **self.backend.told(result)})
 

@@ -13,14 +13,21 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from .limits import Limits
 from .refusals import RefusedError
 
 MIN_TOKENS: Final = 8  # what a job costs its client at the least
 
-Solution: TypeAlias = tuple[str, tuple[str, ...]]  # a problem and its steps
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Solution:
+    """A problem and its steps; ``prepared``: as the scorer prepared it, None where it is long."""
+
+    problem: str
+    steps: tuple[str, ...]
+    prepared: Any = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -117,15 +124,15 @@ class FairQueue:
             self._remove(client, job)
             return True
 
-    def take(self) -> list[Job]:
-        """Wait for work; return jobs of up to ``batch_tokens``, at least one, in fair order.
+    def take(self, tokens: int | None = None) -> list[Job]:
+        """Wait for work; return jobs of up to so many tokens, at least one, in fair order.
 
-        None, and for ever none, once it is closed.
+        ``tokens``: ``batch_tokens`` if None. No job, and for ever none, once it is closed.
         """
         with self._changed:
             while not self.requests and not self._closed:
                 self._changed.wait()
-            return self._batch()
+            return self._batch(self._limits.batch_tokens if tokens is None else tokens)
 
     def close(self) -> list[Job]:
         """Take and give nothing more; return what waits, which nobody will run."""
@@ -137,14 +144,14 @@ class FairQueue:
                 self._remove(self._clients[job.client], job)
             return waiting
 
-    def _batch(self) -> list[Job]:
+    def _batch(self, most: int) -> list[Job]:
         taken: list[Job] = []
         tokens = 0
         while self.requests:
             # the first of equals is the one that was remembered first
             client = min((c for c in self._clients.values() if c.jobs), key=lambda c: c.clock)
             job = next(iter(client.jobs))
-            if taken and tokens + job.tokens > self._limits.batch_tokens:
+            if taken and tokens + job.tokens > most:
                 break
             self._remove(client, job)
             self._clock = client.clock

@@ -25,6 +25,10 @@ from .refusals import RefusedError
 Outcome: TypeAlias = tuple[Any, int] | Exception
 SPEEDS: Final = 32  # batches that the speed is taken from
 MAX_RETRY_S: Final = 60
+# Others wait for a batch: a model that is quick may run more than batch_tokens in this time, where
+# more runs cheaper, as what solutions have in common is run once.
+BATCH_S: Final = 0.04
+MOST_BATCHES: Final = 8  # as many times batch_tokens
 
 
 class Worker:
@@ -45,6 +49,7 @@ class Worker:
         metrics.watch(self.queue)
         self._speeds: deque[tuple[int, float]] = deque(maxlen=SPEEDS)
         self._running: list[Job] = []
+        self._batch_tokens = limits.batch_tokens
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._tested: asyncio.Future[float] = self._loop.create_future()
@@ -139,7 +144,7 @@ class Worker:
     def _work(self) -> None:
         try:
             self._tell(_resolve, self._tested, _alone(lambda: (self._backend.self_test(), 0)))
-            while batch := self.queue.take():
+            while batch := self.queue.take(self._batch_tokens):
                 self._running = batch
                 start_s = time.monotonic()
                 outcomes = run_batch(self._backend, batch)
@@ -148,9 +153,16 @@ class Worker:
                     if not isinstance(outcome, Exception):
                         self.queue.settle(job, outcome[1])
                 self._running = []
+                self._budget(sum(job.tokens for job in batch), seconds)
                 self._tell(self._settle, batch, outcomes, start_s, seconds)
         except BaseException as error:
             self._tell(self._fail, error)
+
+    def _budget(self, tokens: int, seconds: float) -> None:
+        """Let the next batch be what the model does in BATCH_S, but no less than batch_tokens."""
+        least = self._limits.batch_tokens
+        quick = int(tokens / max(seconds, 1e-6) * BATCH_S)
+        self._batch_tokens = max(least, min(quick, MOST_BATCHES * least))
 
     def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -207,9 +219,9 @@ def _resolve(future: asyncio.Future[Any], outcome: Outcome) -> None:
 
 def run_batch(backend: Backend, batch: Sequence[Job]) -> list[Outcome]:
     """Run jobs in the model's thread: solutions together, everything else in its turn."""
-    solutions = [job.work for job in batch if isinstance(job.work, tuple)]
+    solutions = [job.work for job in batch if isinstance(job.work, Solution)]
     scored = iter(_together(backend, solutions) if solutions else [])
-    return [next(scored) if isinstance(job.work, tuple) else _alone(job.work) for job in batch]
+    return [next(scored) if isinstance(job.work, Solution) else _alone(job.work) for job in batch]
 
 
 def _together(backend: Backend, solutions: Sequence[Solution]) -> list[Outcome]:
