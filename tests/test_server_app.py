@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from prm_edge.jobs import Job, score_line
 from prm_edge.records import Line
+from prm_edge.server import backend as backend_module
 from prm_edge.server.backend import Backend
 from prm_edge.server.keys import Keys
 from prm_edge.server.refusals import STATUSES
@@ -63,6 +64,15 @@ def test_score_answers_what_the_command_writes(
     client: TestClient, scorer: Scorer, data: dict[str, Any]
 ) -> None:
     assert post(client, "/v1/score", data) == as_scored(scorer, data)
+
+
+def test_score_answers_the_same_where_the_models_thread_encodes(
+    client: TestClient, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"problem": PROBLEM, "steps": STEPS}
+    monkeypatch.setattr(backend_module, "DIRECT_CHARACTERS", 10)
+    assert post(client, "/v1/score", data) == as_scored(scorer, data)
+    assert "can score" in refused(client, "/v1/score", {"problem": "1" * 1500, "steps": STEPS})
 
 
 @pytest.mark.parametrize("by", [None, "mean"])
