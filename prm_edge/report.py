@@ -19,6 +19,7 @@ from prm_edge_runtime import results, scoring
 from prm_edge_runtime.errors import InputError
 from prm_edge_runtime.version import __version__
 
+from .error_words import looks_like
 from .evaluation import BINS, Figures, judge, known_steps, processbench, reliability
 from .samples import Sample, as_result, by_problem
 
@@ -28,6 +29,14 @@ HEIGHT: Final = 190
 LEFT: Final = 40
 BOTTOM: Final = 30
 DECIMALS: Final = 4
+# What a step's status says beside its score; another word of another writer is shown as it is.
+REASONS: Final = {
+    results.SCORED: "",
+    results.TOO_LONG: "no score: it ends beyond the length that the package scores",
+    results.WINDOWED: "scored with the problem and only the last steps before it",
+    results.OUT_OF_DOMAIN: "no score: outside what the model was trained on",
+}
+NO_REASON: Final = "no score; the file does not say why"
 
 
 def render(samples: Sequence[Sample], *, title: str, threshold: float, by: str) -> bytes:
@@ -90,6 +99,7 @@ def _groups(samples: Sequence[Sample], threshold: float, by: str) -> list[dict[s
                 "q": members[0].problem,
                 "items": [
                     {
+                        **_beside(sample),
                         "n": sample.name,
                         "s": list(sample.steps),
                         "p": [None if s is None else round(s, DECIMALS) for s in sample.scores],
@@ -104,6 +114,20 @@ def _groups(samples: Sequence[Sample], threshold: float, by: str) -> list[dict[s
             }
         )
     return groups
+
+
+def _beside(sample: Sample) -> dict[str, Any]:
+    """What is told of each step beside its score, where there is anything to tell."""
+    status = sample.status or [
+        NO_REASON if score is None else results.SCORED for score in sample.scores
+    ]
+    words = [REASONS.get(one, one) for one in status]
+    told: dict[str, Any] = {"w": words} if any(words) else {}
+    if any(sample.error_kinds):
+        told["k"] = [kind and looks_like(kind) for kind in sample.error_kinds]
+    if sample.redundancy is not None:
+        told["r"] = [None if r is None else round(r, DECIMALS) for r in sample.redundancy]
+    return told
 
 
 def _summary(samples: Sequence[Sample], threshold: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from prm_edge_runtime.errors import InputError, InputTypeError
 from prm_edge_runtime.lengths import NULL
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SCORES: Final = "scores"
 PROBLEM_ID: Final = "problem_id"
 ALL_AGGREGATES: Final = tuple(sorted(AGGREGATE_FUNCTIONS))
+T = TypeVar("T")
 MAX_SCORE: Final = 1e6  # no reward model scores so; such a number is something else
 
 
@@ -35,7 +36,9 @@ class Sample:
     """One solution. ``line`` and ``candidate``: where it stands; ``group``: of its problem.
 
     ``steps`` is empty where only scores are known. ``threshold``: what its scores were judged by,
-    None when nobody has judged them.
+    None when nobody has judged them. ``status``: why a step has no score, or how it got one; empty
+    where that is not known. ``redundancy``: how redundant each step is, None where nobody says.
+    ``error_kinds``: what the error of a step looks like; empty where nobody says.
     """
 
     line: int
@@ -47,6 +50,9 @@ class Sample:
     scores: tuple[float | None, ...]
     truth: Truth
     threshold: float | None = None
+    status: tuple[str, ...] = ()
+    redundancy: tuple[float | None, ...] | None = None
+    error_kinds: tuple[str | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,6 +130,9 @@ def _scored(line: Line, data: dict[str, Any], scorer: Scorer, group_key: str) ->
             scores=result.scores,
             truth=truth,
             threshold=result.threshold,
+            status=result.status,
+            redundancy=result.redundancy,
+            error_kinds=result.error_kinds or (),
         )
 
 
@@ -160,6 +169,9 @@ def _carried(line: Line, data: dict[str, Any], scores_key: str, group_key: str) 
             scores=scores,
             truth=truth,
             threshold=float(threshold) if isinstance(threshold, int | float) else None,
+            status=_status(entry, len(scores)),
+            redundancy=_redundancy(entry, len(scores)),
+            error_kinds=_kinds(entry, len(scores)),
         )
 
 
@@ -187,6 +199,34 @@ def _steps(entry: Mapping[str, Any]) -> tuple[str, ...]:
         if entry.get(key) is not None:
             return strings(entry[key], key)
     return ()
+
+
+def _status(entry: Mapping[str, Any], n_steps: int) -> tuple[str, ...]:
+    # as score writes it; what is no list is of somebody else
+    given = entry.get("status")
+    return _each(strings(given, "status"), "status", n_steps) if isinstance(given, list) else ()
+
+
+def _redundancy(entry: Mapping[str, Any], n_steps: int) -> tuple[float | None, ...] | None:
+    given = entry.get("redundancy")
+    if given is None:
+        return None
+    return _each(_scores(given, "redundancy"), "redundancy", n_steps)
+
+
+def _kinds(entry: Mapping[str, Any], n_steps: int) -> tuple[str | None, ...]:
+    given = entry.get("error_kinds")
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(k is None or isinstance(k, str) for k in given):
+        raise InputTypeError("error_kinds must be a list of names, null where there is no error")
+    return _each(tuple(given), "error_kinds", n_steps)
+
+
+def _each(values: tuple[T, ...], what: str, n_steps: int) -> tuple[T, ...]:
+    if len(values) != n_steps:
+        raise InputError(f"{what} has {len(values)} entries for {n_steps} scores; it needs as many")
+    return values
 
 
 def _at(data: dict[str, Any], key: str) -> object:
@@ -232,7 +272,8 @@ def as_result(sample: Sample, threshold: float, by: str) -> StepScores:
     """A sample as the runtime would return it."""
     return StepScores(
         scores=sample.scores,
-        status=tuple(TOO_LONG if score is None else SCORED for score in sample.scores),
+        status=sample.status
+        or tuple(TOO_LONG if score is None else SCORED for score in sample.scores),
         threshold=threshold,
         n_tokens=0,
         n_tokens_run=0,

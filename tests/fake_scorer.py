@@ -127,6 +127,12 @@ class FakeScorer:
         self._reading = Reading(recipe=recipe, error_kinds=error_kinds)
         self._seconds = seconds
 
+    def prepare(self, problem: str, steps: Sequence[str]) -> tuple[str, Sequence[str]]:
+        return problem, steps
+
+    def score_prepared(self, prepared: Sequence[tuple[str, Sequence[str]]]) -> list[StepScores]:
+        return [self.score(problem, steps) for problem, steps in prepared]
+
     def score(
         self, problem: str, steps: Sequence[str], *, on_too_long: str = "error"
     ) -> StepScores:

@@ -48,6 +48,9 @@ class HeldScorer(FakeScorer):
         self._hold([problem for problem, _ in items])
         return [FakeScorer.score(self, problem, steps) for problem, steps in items]
 
+    def score_prepared(self, prepared: Sequence[Any]) -> list[StepScores]:
+        return self.score_many(prepared) if len(prepared) > 1 else [self.score(*prepared[0])]
+
     def _hold(self, problems: list[str]) -> None:
         self.batches.append(problems)
         self.began.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -14,13 +15,17 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chromium import ROOT, chromium, violations
 
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.domain import embedded_domain
+from prm_edge_runtime.encoding import RecipeEncoder
 
 pytestmark = pytest.mark.browser
+
+KINDS_IN_TURN = ("int8", "int8x2", "blocks", "fp32")
 
 EXAMPLE = ROOT / "examples" / "browser"
 BUILT_IN = ROOT / "runtime" / "prm_edge_runtime" / "default_package"
@@ -75,16 +80,24 @@ def browser() -> Iterator[Any]:
         yield running
 
 
+# Every kind of linear in one graph; and an attention's output in floats behind int8, whose width
+# onnxruntime-web infers from what the package says of the projection before it.
+MIXED = {
+    "in-turn": KINDS_IN_TURN,
+    "floats-behind-int8": ("int8", "fp32", "int8x2", "blocks", "int8x2", "fp32", "blocks", "int8"),
+}
+
+
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """int8 with every kind of linear in one graph."""
+def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """int8 with several kinds of linear in one graph."""
     pytest.importorskip("torch", reason="needs the export extra")
     import checkpoints
     from int8_packages import export_int8, plan_in_turn
 
     folder = tmp_path_factory.mktemp("mixed")
     with pytest.MonkeyPatch.context() as patch:
-        plan_in_turn(patch)
+        plan_in_turn(patch, MIXED[request.param])
         export_int8(checkpoints.trl_llama(folder / "tiny"), folder / "package")
     return folder / "package"
 
@@ -150,16 +163,98 @@ def test_browser_gives_the_scores_of_the_python_runtime(
         assert max(compare(page, package)) <= MAX_DIFFERENCE
 
 
-@pytest.mark.parametrize("package", ["mixed", *MORE], ids=lambda package: Path(package).name)
-def test_browser_runs_every_kind_of_int8(
-    browser: Any, mixed: Path, package: str | Path, tmp_path: Path
-) -> None:
-    folder = mixed if package == "mixed" else Path(package)
-    with built(folder, tmp_path / "site") as at, opened(browser, at) as page:
+def check_int8(browser: Any, package: Path, site: Path) -> None:
+    with built(package, site) as at, opened(browser, at) as page:
+        assert page.locator("#error").inner_text() == ""
         assert "(cpu-int8)" in page.locator("#state").inner_text()
-        differences = compare(page, folder)
+        differences = compare(page, package)
     print(f"mean {sum(differences) / len(differences):.2g}, largest {max(differences):.2g}")
     assert sum(differences) / len(differences) <= MAX_MEAN_INT8
+
+
+@pytest.mark.parametrize("mixed", MIXED, indirect=True)
+def test_browser_runs_every_kind_of_int8(browser: Any, mixed: Path, tmp_path: Path) -> None:
+    check_int8(browser, mixed, tmp_path / "site")
+
+
+@pytest.mark.parametrize("package", MORE, ids=lambda package: package.name)
+def test_browser_runs_int8_packages_of_your_own(
+    browser: Any, package: Path, tmp_path: Path
+) -> None:
+    check_int8(browser, package, tmp_path / "site")
+
+
+def with_file(package: Path, name: str, raw: bytes) -> dict[str, Any]:
+    """Put a file into a package, and into its list; the manifest."""
+    (package / name).write_bytes(raw)
+    manifest: dict[str, Any] = json.loads((package / "prm_edge.json").read_text())
+    manifest["files"][name] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    return manifest
+
+
+def test_browser_begins_with_the_keys_and_values_of_a_package(browser: Any, tmp_path: Path) -> None:
+    package = shutil.copytree(V1, tmp_path / "package")
+    with Scorer.load(V1, threads=1) as plain:
+        (variant,) = plain.package.manifest.variants
+        ids = plain._encoder.opening().tolist()
+        before = [plain.score(*solution).scores for solution in SOLUTIONS]
+    size = 2 * variant.layers * variant.kv_heads * len(ids) * variant.head_dim
+    assert size > 0
+    # others than the graph would compute: to leave them out is seen in the scores
+    kv = np.random.default_rng(5).standard_normal(size).astype("<f4")
+    manifest = with_file(package, "cpu-fp32/prefix.f32", kv.tobytes())
+    told = manifest["variants"][variant.name]
+    told["prefix"] = {"file": "cpu-fp32/prefix.f32", "ids": ids}
+    told["files"] = sorted([*told["files"], "cpu-fp32/prefix.f32"])
+    (package / "prm_edge.json").write_text(json.dumps(manifest))
+    with Scorer.load(package, threads=1) as scorer:
+        expected = [scorer.score(*solution).scores for solution in SOLUTIONS]
+    assert any(
+        a is not None and b is not None and abs(a - b) > 100 * MAX_DIFFERENCE
+        for one, other in zip(before, expected, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    with built(package, tmp_path / "site") as at, opened(browser, at) as page:
+        page.evaluate(LOAD)
+        for found, scores in zip(page.evaluate(RUN, SOLUTIONS), expected, strict=True):
+            assert found["scores"] == pytest.approx(scores, abs=MAX_DIFFERENCE)
+        short = with_file(tmp_path / "site" / "package", "cpu-fp32/prefix.f32", kv.tobytes()[:-4])
+        (tmp_path / "site" / "package" / "prm_edge.json").write_text(json.dumps(short))
+        page.goto(f"{at}?again")
+        page.locator("#error").filter(has_text="are not as many as they must be").wait_for()
+
+
+@pytest.mark.parametrize("individual", [True, False])
+def test_browser_knows_the_digits_that_python_knows(
+    browser: Any, individual: bool, tmp_path: Path
+) -> None:
+    package = shutil.copytree(V1, tmp_path / "package")
+    tokenizer = json.loads((package / "tokenizer.json").read_text())
+    digits = {"type": "Digits", "individual_digits": individual}
+    both = [digits, tokenizer["pre_tokenizer"]]
+    model = tokenizer["model"]
+    # of a blank and the first byte of ½ one token, unless ½ is cut off as a number
+    for pair in (["Ġ", "Â"], ["2", "3"]):
+        model["merges"].insert(0, pair)
+        model["vocab"]["".join(pair)] = len(model["vocab"])
+    texts = [("7 ½ + 23² = ٣٤", ["½23", " ½ x²³4 Ⅻ"])]
+
+    def ids(changed: dict[str, Any]) -> list[int]:
+        encoder = RecipeEncoder(json.dumps(changed).encode(), recipe)
+        found: list[int] = encoder.encode(*texts[0]).ids.tolist()
+        return found
+
+    with Scorer.load(V1, threads=1) as scorer:
+        recipe = scorer.recipe
+    expected = ids({**tokenizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": both}})
+    assert expected != ids(tokenizer)
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": both}
+    manifest = with_file(package, "tokenizer.json", json.dumps(tokenizer).encode())
+    (package / "prm_edge.json").write_text(json.dumps(manifest))
+    with built(package, tmp_path / "site") as at, opened(browser, at) as page:
+        page.evaluate(LOAD)
+        encode = "(pairs) => pairs.map(([problem, steps]) => window.prm.encode(problem, steps).ids)"
+        assert page.evaluate(encode, texts) == [expected]
 
 
 def test_browser_page_scores_what_is_written(browser: Any, tmp_path: Path) -> None:

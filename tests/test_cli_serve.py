@@ -10,88 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from score_command import assert_one_sentence, posix
+from server_process import PROBLEM, STEPS, Server, answer_of, send
 
 from prm_edge.cli import cli
 from prm_edge.server import run
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ConfigError
-
-PROBLEM = "Solve for x: 2x + 4 = 10."
-STEPS = ["2x = 6", "x = 3"]
-
-
-class Server:
-    """A server of its own process, on a free port."""
-
-    def __init__(self, package: Path, *arguments: str, port: int = 0) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "prm_edge", "serve", "-m", str(package)),
-                *("--port", str(port), *arguments),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr
-        first = self.process.stderr.readline()
-        found = re.search(r" at http://127.0.0.1:(\d+)$", first.strip())
-        assert found, first + self.process.stderr.read()
-        self.port = int(found[1])
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        while self.get("/health")[0] != 200:
-            time.sleep(0.01)
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        self.log.extend(self.process.stderr)
-
-    def connect(self) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=60)
-
-    def get(self, path: str) -> tuple[int, Any]:
-        with closing(self.connect()) as connection:
-            connection.request("GET", path)
-            return _answer(connection)
-
-    def post(self, path: str, data: Any) -> tuple[int, Any]:
-        with closing(self.connect()) as connection:
-            _send(connection, path, data)
-            return _answer(connection)
-
-    def end(self) -> str:
-        self._reader.join(30)
-        assert self.process.stderr
-        self.process.stderr.close()
-        return "".join(self.log)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-        self.end()
-
-
-def _send(connection: HTTPConnection, path: str, data: Any) -> None:
-    connection.request("POST", path, json.dumps(data), {"Content-Type": "application/json"})
-
-
-def _answer(connection: HTTPConnection) -> tuple[int, Any]:
-    with closing(connection), connection.getresponse() as answer:
-        body = answer.read()
-    return answer.status, json.loads(body) if body else None
 
 
 @pytest.fixture
@@ -111,11 +43,11 @@ def test_serve_answers_everything_it_accepted_before_it_ends(
     problems = [f"Solve for x: {n}x + 4 = 10." for n in range(120)]
     connections = [server.connect() for _ in problems]
     for connection, problem in zip(connections, problems, strict=True):
-        _send(connection, "/v1/score", {"problem": problem, "steps": STEPS * 6})
+        send(connection, "/v1/score", {"problem": problem, "steps": STEPS * 6})
     for _ in range(3):
         server.get("/health")  # round trips: what was sent before them is accepted
     server.process.send_signal(number)
-    answers = [_answer(connection) for connection in connections]
+    answers = [answer_of(connection) for connection in connections]
     assert server.process.wait(60) == 0
     log = server.end()
     with Scorer.load(tiny_package) as scorer:
@@ -151,7 +83,7 @@ def test_serve_starts_again_after_a_kill(server: Server, tiny_package: Path) -> 
         again.kill()
 
 
-def test_serve_gives_every_client_its_own_answer(server: Server, tiny_package: Path) -> None:
+def test_serve_gives_every_client_its_ownanswer(server: Server, tiny_package: Path) -> None:
     def ask(n: int) -> tuple[int, Any]:
         return server.post("/v1/score", {"problem": f"{n} + {n} = ?", "steps": [f"{n + n}"]})
 
@@ -197,67 +129,6 @@ def test_serve_reads_requests_strictly_and_never_hangs(server: Server) -> None:
             while chunk := connection.recv(65_536):
                 got += chunk
         assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+)", got)] == statuses, sent
-
-
-def test_serve_takes_only_so_many_connections_and_no_mute_ones(tiny_package: Path) -> None:
-    import asyncio
-
-    import uvicorn
-
-    from prm_edge.server.app import create_app
-    from prm_edge.server.backend import Backend
-    from prm_edge.server.connections import connection_class
-    from prm_edge.server.limits import Limits
-
-    limits = Limits(connections=2, header_s=0.2)
-
-    async def talk(port: int, sent: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        got = await asyncio.wait_for(reader.read(), 30)  # until it is closed
-        writer.close()
-        return got
-
-    async def test(scorer: Scorer) -> None:
-        listening = run.open_socket("127.0.0.1", 0)
-        config = uvicorn.Config(
-            create_app(Backend(scorer), limits=limits),
-            http=connection_class(limits),
-            log_config=None,
-            ws="none",
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.ensure_future(server.serve(sockets=[listening]))
-        port = listening.getsockname()[1]
-        good = b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        assert b"200 OK" in await talk(port, good)
-        mute, half = (asyncio.ensure_future(talk(port, s)) for s in (b"", b"GET / HTTP/1.1\r\nHo"))
-        while len(server.server_state.connections) < 2:
-            await asyncio.sleep(0.005)
-        for connection in server.server_state.connections:
-            one = connection.transport.get_extra_info("socket")
-            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms an answer
-        full = await talk(port, good)
-        assert full.startswith(b"HTTP/1.1 429 ")
-        assert b"Retry-After: 1\r\n" in full
-        assert json.loads(full.partition(b"\r\n\r\n")[2])["error"]["code"] == "busy"
-        assert await mute == await half == b""
-        # one write for head and body; a head without end is refused, a body of that size is not
-        endless = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 10_000
-        assert (await talk(port, endless)).startswith(b"HTTP/1.1 431 ")
-        large = b'{"problem": "p", "steps": ["' + b"1" * 100_000
-        head = (
-            b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: 100028\r\n\r\n"
-        )
-        assert (await talk(port, head + large)).startswith(b"HTTP/1.1 400 ")  # of the JSON's end
-        assert b"200 OK" in await talk(port, good)
-        server.should_exit = True
-        await task
-        listening.close()
-
-    with Scorer.load(tiny_package) as scorer:
-        asyncio.run(asyncio.wait_for(test(scorer), 60))
 
 
 def test_serve_ends_when_the_self_test_fails(tiny_package: Path, tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ def test_int8_folding_changes_nothing(
     assert ops(tmp_path / "pkg")["MatMulIntegerToFloat"] == 0
 
 
+def test_int8_says_how_wide_a_product_is(package: Path) -> None:
+    # whoever infers shapes, as onnxruntime-web does before it opens a graph, cannot know
+    model = onnx.load(str(package / "cpu-int8" / GRAPH_NAME), load_external_data=False)
+    scales = {t.name: t.dims[0] for t in model.graph.initializer if t.name.endswith(".scales")}
+    told = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in model.graph.value_info
+    }
+    reshaped = [n.output[0] for n in model.graph.node if "token_axes" in n.input]
+    assert len(reshaped) == 5 * 2
+    assert told == {name: ["B", "S", scales[f"{name}.scales"]] for name in reshaped}
+
+
 def test_int8_rounds_each_activation_once(package: Path, checkpoint: Path) -> None:
     report = json.loads((package / "cpu-int8/report.json").read_text())
     layers = len(report["plan"]["linears"]) // 4

@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_scorer import LONG, fake_scorer
 
+from prm_edge import report as report_module
 from prm_edge.cli import cli, given
 from prm_edge.cli import score as score_module
+from prm_edge_runtime.results import STATUSES
 
 HOSTILE = '</script><script>alert(1)</script><!-- __DATA__ __TITLE__ "&lt; \u2028 \U0001f600'
 
@@ -87,9 +89,49 @@ def test_report_shows_what_score_wrote(tmp_path: Path) -> None:
         ("unknown", -1, False),
     ]
     assert second["items"][1]["p"] == [0.8, None]
+    assert second["items"][1]["w"] == ["", report_module.REASONS["too_long"]]
+    assert "w" not in second["items"][0]
     assert third["items"][0]["s"] == ["0.9", "0.7"]
     assert "<title>A &amp; B</title>" in text
     assert "4 solutions: 1 sound, 2 flawed, 1 unknown." in text
+
+
+def test_report_says_what_is_known_beside_a_score(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "problem": "p",
+            "steps": ["a", "b", "c", "d"],
+            "scores": [0.5, 0.5, None, None],
+            "status": ["scored", "windowed", "out_of_domain", "elsewhere"],
+            "redundancy": [0.25, 0.98765, None, None],
+            "error_kinds": ["sign", None, None, None],
+        },
+        {"problem": "q", "steps": ["a", "b"], "scores": [0.5, None], "status": "of another file"},
+        {"problem": "r", "steps": ["a"], "scores": [0.5]},
+    ]
+    _, data, text = page(written(tmp_path / "in.jsonl", rows))
+    first, second, third = (group["items"][0] for group in data["groups"])
+    reasons = report_module.REASONS
+    assert first["w"] == ["", reasons["windowed"], reasons["out_of_domain"], "elsewhere"]
+    assert first["r"] == [0.25, 0.9877, None, None]
+    assert first["k"] == ["looks like a lost or flipped sign", None, None, None]
+    assert second["w"] == ["", report_module.NO_REASON]
+    assert not {"k", "r"} & second.keys()
+    assert not {"k", "w", "r"} & third.keys()
+    # and the page shows them
+    assert "item.k[index]" in text
+    assert "item.w[index]" in text
+    assert "redundancy ${item.r[index]" in text
+
+
+def test_report_has_a_sentence_for_every_status() -> None:
+    assert set(report_module.REASONS) == set(STATUSES)
+
+
+def test_report_with_a_package_tells_what_score_would_write(tmp_path: Path) -> None:
+    row = {"problem": "p", "steps": ["0.9", LONG]}
+    _, data, _ = page(written(tmp_path / "in.jsonl", [row]), "-m", "any")
+    assert data["groups"][0]["items"][0]["w"] == ["", report_module.REASONS["too_long"]]
 
 
 def test_report_keeps_hostile_text_as_text(tmp_path: Path) -> None:
@@ -165,6 +207,12 @@ def test_report_says_what_it_does_not_show(tmp_path: Path) -> None:
         ([{"id": "a", "scores": [0.5]}], [], "a has scores and no steps to show: score with --te"),
         ([], ["--scores-key", "scores"], "there are no scored solutions to show"),
         ([{"scores": [1]}], ["--by", "max"], "aggregate 'max' is not defined"),
+        ([{"scores": [1], "steps": ["a"], "status": []}], [], "status has 0 entries for 1 scores"),
+        ([{"scores": [1], "status": [3]}], [], "status[0] must be a string, got int"),
+        ([{"scores": [1], "redundancy": 2}], [], "redundancy must be a list of numbers, got a num"),
+        ([{"scores": [1], "error_kinds": [2]}], [], "error_kinds must be a list of names, null"),
+        ([{"scores": [1], "error_kinds": []}], [], "error_kinds has 0 entries for 1 scores"),
+        ([{"scores": [1], "redundancy": [1, 2]}], [], "redundancy has 2 entries for 1 scores"),
     ],
 )
 def test_report_refuses(

@@ -670,3 +670,14 @@ def test_close_follows_an_exception(tiny_package: Path) -> None:
         raise KeyError("mine")
     with pytest.raises(ConfigError, match="closed"):
         made.score(PROBLEM, STEPS)
+
+
+def test_prepared_solutions_have_the_scores_of_score_many(tiny_package: Path) -> None:
+    items = [("1 + 1 = ?", ["2"]), ("2 + 2 = ?", ["2 + 2", "= 5"]), ("1 + 1 = ?", [])]
+    with Scorer.load(tiny_package) as scorer:
+        prepared = [scorer.prepare(problem, steps) for problem, steps in items]
+        assert scorer.score_prepared(prepared) == scorer.score_many(items)
+        with pytest.raises(InputTypeError, match="cut a whole response into steps"):
+            scorer.prepare("1 + 1", "2")
+        with pytest.raises(ConfigError, match="on_too_long"):
+            scorer.prepare("1 + 1", ["2"], on_too_long="guess")

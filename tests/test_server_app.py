@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from prm_edge.jobs import Job, score_line
 from prm_edge.records import Line
+from prm_edge.server import backend as backend_module
 from prm_edge.server.backend import Backend
 from prm_edge.server.keys import Keys
 from prm_edge.server.refusals import STATUSES
@@ -65,6 +66,15 @@ def test_score_answers_what_the_command_writes(
     assert post(client, "/v1/score", data) == as_scored(scorer, data)
 
 
+def test_score_answers_the_same_where_the_models_thread_encodes(
+    client: TestClient, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"problem": PROBLEM, "steps": STEPS}
+    monkeypatch.setattr(backend_module, "DIRECT_CHARACTERS", 10)
+    assert post(client, "/v1/score", data) == as_scored(scorer, data)
+    assert "can score" in refused(client, "/v1/score", {"problem": "1" * 1500, "steps": STEPS})
+
+
 @pytest.mark.parametrize("by", [None, "mean"])
 def test_rank_answers_what_the_command_writes(
     client: TestClient, scorer: Scorer, by: str | None
@@ -82,9 +92,9 @@ def test_answers_have_probabilities_where_the_package_is_calibrated() -> None:
     scorer.package = replace(package, manifest=replace(package.manifest, calibration=fitted))
     data = {"problem": PROBLEM, "steps": ["0.9", "0.2"]}
     backend = Backend(scorer)
-    (told,) = backend.score_many([(PROBLEM, ("0.9", "0.2"))])
-    assert not isinstance(told, Exception)
-    answer = told[0]
+    (scored,) = backend.score_many([backend.solution(PROBLEM, ("0.9", "0.2"))])
+    assert not isinstance(scored, Exception)
+    answer = backend.told(scored[0])
     ranked, _ = backend.rank(PROBLEM, [("0.9", "0.2")], None)
     assert answer == as_scored(scorer, data)
     assert answer["probabilities"] == [0.75, 0.333333]
@@ -119,7 +129,7 @@ def test_session_starts_with_steps_undoes_and_forks(client: TestClient, scorer: 
     assert fork["id"] != opened["id"]
     assert fork["scores"] == opened["scores"]
     assert post(client, f"{path}/undo", {})["scores"] == opened["scores"][:1]
-    assert post(client, f"{path}/undo", {"n": 1, "after": 1})["scores"] == []
+    assert post(client, f"{path}/undo", {"n": 1.0, "after": 1})["scores"] == []
     assert client.get(f"/v1/sessions/{fork['id']}").json()["scores"] == opened["scores"]
     assert client.delete(path).status_code == 204
     assert client.get(path).status_code == 404
@@ -170,6 +180,7 @@ def test_session_refuses_what_does_not_fit_its_state(client: TestClient) -> None
         ("/v1/sessions/x/steps", {}, "steps must be a list of strings, got null"),
         ("/v1/sessions/x/steps", {"steps": ["s"], "after": -1}, "after must be a whole number"),
         ("/v1/sessions/x/undo", {"n": True}, "n must be a whole number of 0 or more, got true"),
+        ("/v1/sessions/x/undo", {"n": 1.5}, "n must be a whole number of 0 or more, got a numb"),
         ("/v1/sessions/x/fork", {"n": 1}, "the key 'n' is not known here; allowed: none"),
     ],
 )

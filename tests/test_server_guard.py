@@ -202,6 +202,8 @@ def test_document_says_every_route_and_no_other(client: TestClient) -> None:
     assert document["components"]["schemas"]["ScoreRequest"]["oneOf"][0]["properties"]["steps"][
         "maxItems"
     ] == (Limits().steps)
+    told_by = document["components"]["schemas"]["RankRequest"]["properties"]["by"]["enum"]
+    assert told_by == [*client.get("/info").json()["aggregates"], None]
     assert set(re.findall(r"#/components/schemas/(\w+)", str(document))) == set(
         document["components"]["schemas"]
     )

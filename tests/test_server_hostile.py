@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from hostile_requests import cases, send, wrong_with
-from test_cli_serve import PROBLEM, STEPS, Server
+from server_process import PROBLEM, STEPS, Server
 
 COUNT = int(os.environ.get("PRM_EDGE_HOSTILE_REQUESTS", "300"))
 

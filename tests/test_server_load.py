@@ -37,6 +37,27 @@ def test_server_runs_waiting_solutions_together() -> None:
     run(test)
 
 
+def test_server_takes_more_at_once_where_the_model_is_quick() -> None:
+    scorer = HeldScorer()
+
+    async def test() -> None:
+        # one solution is about 10 tokens; a model that answers at once takes up to 8 times 12
+        async with serving(scorer, limits={"batch_tokens": 12}) as client:
+            assert (await client.score("quick")).status == 200
+            scorer.may_run.clear()
+            first = asyncio.ensure_future(client.score("first"))
+            await until(lambda: len(scorer.batches) == 2)
+            others = [asyncio.ensure_future(client.score(f"p{n}")) for n in range(12)]
+            await client.until_queued(12)
+            await asyncio.sleep(0.2)  # now it was slow
+            scorer.may_run.set()
+            await asyncio.gather(first, *others)
+            assert len(scorer.batches[2]) == 1
+            assert max(map(len, scorer.batches)) == 9
+
+    run(test)
+
+
 def test_server_tells_each_of_a_batch_its_own_error() -> None:
     scorer = HeldScorer()
 

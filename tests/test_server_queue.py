@@ -10,20 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prm_edge.server.limits import Limits
-from prm_edge.server.queue import FairQueue, Job
+from prm_edge.server.queue import FairQueue, Job, Solution
 from prm_edge.server.refusals import RefusedError
 from prm_edge_runtime.errors import ConfigError
 
 
 def job(client: str, tokens: int = 10) -> Job:
     done: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
-    return Job(client=client, tokens=tokens, done=done, queued_s=0.0, work=("p", ()))
+    return Job(
+        client=client, tokens=tokens, done=done, queued_s=0.0, work=Solution(problem="p", steps=())
+    )
 
 
 async def drain(queue: FairQueue) -> list[Job]:
     taken: list[Job] = []
     while len(queue):
-        taken += await queue.take()
+        taken += queue.take()
     return taken
 
 
@@ -49,7 +51,7 @@ def test_queue_shares_tokens_not_requests() -> None:
             queue.put(job("short", 10))
         served: Counter[str] = Counter()
         while sum(served.values()) < 1000:
-            for one in await queue.take():
+            for one in queue.take():
                 served[one.client] += one.tokens
         return served
 
@@ -64,7 +66,7 @@ def test_queue_does_not_let_anybody_save_up_turns() -> None:
         for _ in range(50):
             queue.put(job("busy"))
         for _ in range(40):
-            await queue.take()  # meanwhile "late" wants nothing
+            queue.take()  # meanwhile "late" wants nothing
         for _ in range(20):
             queue.put(job("late"))
         return [one.client for one in await drain(queue)]
@@ -80,7 +82,7 @@ def _order_when_settled(tokens: dict[str, int]) -> list[str]:
                 queue.put(job(client, 10))
         taken: list[str] = []
         while len(queue):
-            for one in await queue.take():
+            for one in queue.take():
                 taken.append(one.client)
                 queue.settle(one, tokens[one.client])
         return taken
@@ -103,10 +105,20 @@ def test_queue_takes_batches_within_the_budget_but_never_none() -> None:
             queue.put(job("a", tokens))
         batches = []
         while len(queue):
-            batches.append([one.tokens for one in await queue.take()])
+            batches.append([one.tokens for one in queue.take()])
         return batches
 
     assert asyncio.run(sizes()) == [[100], [10, 10], [10, 10]]
+
+
+def test_queue_gives_more_at_once_to_who_asks_for_more() -> None:
+    async def sizes() -> list[int]:
+        queue = FairQueue(Limits(batch_tokens=25))
+        for _ in range(6):
+            queue.put(job("a", 10))
+        return [len(queue.take(40)), len(queue.take())]
+
+    assert asyncio.run(sizes()) == [4, 2]
 
 
 def test_queue_is_bounded_in_requests_and_in_tokens() -> None:
@@ -171,14 +183,40 @@ def test_queue_remembers_no_crowd_of_clients() -> None:
 def test_queue_waits_for_work() -> None:
     async def wait() -> None:
         queue = FairQueue(Limits())
-        waiting = asyncio.ensure_future(queue.take())
-        await asyncio.sleep(0)
-        assert not waiting.done()
+        waiting = asyncio.ensure_future(asyncio.to_thread(queue.take))
+        done, _ = await asyncio.wait([waiting], timeout=0.05)
+        assert not done
         one = job("a")
         queue.put(one)
         assert await waiting == [one]
 
     asyncio.run(wait())
+
+
+def test_queue_that_is_closed_gives_back_what_waits_and_takes_nothing_more() -> None:
+    async def close() -> None:
+        queue = FairQueue(Limits())
+        jobs = [job("a"), job("b"), job("a")]
+        for one in jobs:
+            queue.put(one)
+        assert set(queue.close()) == set(jobs)
+        assert (queue.requests, queue.tokens, queue.take()) == (0, 0, [])
+        with pytest.raises(RefusedError, match="the server is stopping; nothing was run"):
+            queue.put(job("c"))
+        assert not queue.discard(jobs[0])
+
+    asyncio.run(close())
+
+
+def test_queue_that_is_closed_lets_go_of_whoever_waits_for_work() -> None:
+    async def wait() -> list[Job]:
+        queue = FairQueue(Limits())
+        waiting = asyncio.ensure_future(asyncio.to_thread(queue.take))
+        await asyncio.wait([waiting], timeout=0.05)
+        queue.close()
+        return await waiting
+
+    assert asyncio.run(wait()) == []
 
 
 actions = st.lists(
@@ -209,7 +247,7 @@ def test_queue_serves_each_job_once_in_its_clients_order(
                 except RefusedError:
                     assert len(queue) > 0
             elif action == "take" and len(queue):
-                served += await queue.take()
+                served += queue.take()
             elif action == "discard" and number < len(accepted) and queue.discard(accepted[number]):
                 gone.append(accepted[number])
             waiting = [one for one in accepted if one not in served and one not in gone]

@@ -60,13 +60,15 @@ export class Prm {
   async #open() {
     const raw = parse(await this.read("tokenizer.json"));
     // text must never become an added token: a student who types one must not shift the scores
-    this.tokenizer = new Tokenizer({ ...raw, added_tokens: [], truncation: null, padding: null }, {});
+    const changed = { pre_tokenizer: withAllDigits(raw.pre_tokenizer), truncation: null, padding: null };
+    this.tokenizer = new Tokenizer({ ...raw, ...changed, added_tokens: [] }, {});
     const special = (raw.added_tokens ?? []).filter((token) => token.special);
     this.forbidden = new Set(special.map((token) => token.id));
     if ("domain.json" in this.manifest.files) {
       const { known, max_unknown: most } = parse(await this.read("domain.json"));
       this.domain = { known: new Set(known), most };
     }
+    this.opening = opening(this.about, this.about.prefix && (await this.read(this.about.prefix.file)));
     const folder = this.about.graph.replace(/[^/]*$/, "");
     const data = this.about.files.filter((path) => path.startsWith(folder) && path.endsWith(".data"));
     const externalData = await Promise.all(
@@ -130,19 +132,27 @@ export class Prm {
     if (ids.length > this.maxTokens) {
       throw new RangeError(`this is ${ids.length} tokens; the package scores up to ${this.maxTokens}`);
     }
-    const width = ids.length % TILE === 1 ? ids.length + 1 : ids.length;
-    const tokens = BigInt64Array.from({ length: width }, (_, i) => BigInt(ids[Math.min(i, ids.length - 1)]));
+    // keys and values that the package has of the first tokens are taken, not computed
+    const { ids: first, kv } = this.opening;
+    if (first.some((id, i) => ids[i] !== id) || reads[0] < first.length) {
+      throw new Error("the record does not begin with the tokens whose keys and values the package has");
+    }
+    const rest = ids.slice(first.length);
+    const width = rest.length % TILE === 1 ? rest.length + 1 : rest.length;
+    const tokens = BigInt64Array.from({ length: width }, (_, i) => BigInt(rest[Math.min(i, rest.length - 1)]));
+    const total = first.length + width;
     const feeds = {
       input_ids: new ort.Tensor("int64", tokens, [1, width]),
-      reads: new ort.Tensor("int64", BigInt64Array.from(reads, BigInt), [reads.length]),
-      last_token: new ort.Tensor("int32", Int32Array.of(width - 1), [1]),
-      total_tokens: new ort.Tensor("int32", Int32Array.of(width), []),
+      reads: new ort.Tensor("int64", BigInt64Array.from(reads, (at) => BigInt(at - first.length)), [reads.length]),
+      last_token: new ort.Tensor("int32", Int32Array.of(total - 1), [1]),
+      total_tokens: new ort.Tensor("int32", Int32Array.of(total), []),
     };
     const { layers, kv_heads: heads, head_dim: size } = this.about;
     for (let layer = 0; layer < layers; layer++) {
-      for (const part of ["key", "value"]) {
-        feeds[`past.${layer}.${part}`] = new ort.Tensor("float32", new Float32Array(0), [1, heads, 0, size]);
-      }
+      ["key", "value"].forEach((part, which) => {
+        const past = kv[2 * layer + which];
+        feeds[`past.${layer}.${part}`] = new ort.Tensor("float32", past, [1, heads, first.length, size]);
+      });
     }
     const { logits } = await this.session.run(feeds, ["logits"]);
     return reads.map((_, index) => {
@@ -183,6 +193,27 @@ function chosen(manifest, name) {
     fits(entry) && (name === null || entry[0] === name));
   if (!found) throw new PackageError(`no variant ${name ?? ""} for the CPU with a decoder graph`);
   return found[0];
+}
+
+// What is a digit to tokenizers in Python is any number of Unicode, such as ½ or ²; to the library
+// for browsers (0.2.0) only 0 to 9. A Split says the same to both.
+function withAllDigits(part) {
+  if (part?.type === "Sequence") return { ...part, pretokenizers: part.pretokenizers.map(withAllDigits) };
+  if (part?.type !== "Digits") return part;
+  const Regex = part.individual_digits ? "\\p{N}" : "\\p{N}+";
+  return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
+}
+
+// The tokens that every record begins with, and their keys and values, one array for each layer's
+// keys and values in turn. Both empty where a package has none.
+function opening({ layers, kv_heads: heads, head_dim: size, prefix }, buffer) {
+  const ids = prefix ? prefix.ids : [];
+  const length = heads * ids.length * size;
+  const all = new Float32Array(buffer ?? 0);
+  if (all.length !== 2 * layers * length || !all.every(Number.isFinite)) {
+    throw new PackageError("the keys and values of the package's first tokens are not as many as they must be");
+  }
+  return { ids, kv: Array.from({ length: 2 * layers }, (_, at) => all.slice(at * length, (at + 1) * length)) };
 }
 
 function checkedRecipe(recipe) {

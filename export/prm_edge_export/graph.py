@@ -80,6 +80,7 @@ class DecoderBuilder:
         self.weights = weights
         self.nodes: list[Any] = []
         self.initializers: list[TensorProto] = []
+        self.shapes: list[Any] = []  # of values whose shape is not inferred
 
     def node(
         self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
@@ -371,6 +372,7 @@ class DecoderBuilder:
                 for tensor in contract.decoder_outputs(*shape, self.cache_type, len(head.kinds))
             ],
             self.initializers,
+            value_info=self.shapes,
         )
         return helper.make_model(
             graph,

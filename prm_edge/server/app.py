@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from . import bodies
 from .backend import Backend, estimated_tokens
-from .guard import SEEN, JsonResponse, Seen, guarded
+from .guard import GONE, SEEN, Answering, Endpoint, JsonResponse, Seen, guarded
 from .intake import Intake
 from .keys import Keys
 from .limits import Limits
@@ -61,7 +61,7 @@ class Api:
         self._with_text = with_text
         self._on_failure = on_failure
         self._worker: Worker | None = None
-        self._document = document(limits)
+        self._document = document(limits, about["aggregates"])
         self._page = page(self._document)
 
     @asynccontextmanager
@@ -145,9 +145,10 @@ class Api:
     async def _score(
         self, request: Request, problem: str, steps: tuple[str, ...], more: dict[str, Any]
     ) -> Response:
-        result = await self._run(request, (problem, steps), estimated_tokens((problem, *steps)))
-        self._count(request, result["n_tokens"])
-        return JsonResponse({**more, **result})
+        solution = self.backend.solution(problem, steps)
+        result = await self._run(request, solution, estimated_tokens((problem, *steps)))
+        self._count(request, result.n_tokens)
+        return JsonResponse({**more, **self.backend.told(result)})
 
     async def rank(self, request: Request) -> Response:
         return await self._rank(request, bodies.read_rank(await self._data(request), self.limits))
@@ -301,11 +302,11 @@ class Api:
         *,
         finished: Callable[[], None] | None = None,
     ) -> Any:
-        worker = self.worker
+        worker, loop = self.worker, asyncio.get_running_loop()
         job = Job(
             client=_seen(request).client,
             tokens=tokens,
-            done=asyncio.get_running_loop().create_future(),
+            done=loop.create_future(),
             queued_s=time.monotonic(),
             work=work,
             finished=finished,
@@ -316,11 +317,13 @@ class Api:
             if finished is not None:
                 finished()
             raise
-        gone = asyncio.ensure_future(_wait_until_gone(request))
+        told = request.scope.get(GONE)
+        gone = told or loop.create_task(_wait_until_gone(request))
         try:
             return await worker.result(job, gone)
         finally:
-            gone.cancel()
+            if gone is not told:
+                gone.cancel()
 
 
 def create_app(
@@ -344,23 +347,27 @@ def create_app(
     api = Api(backend, limits or Limits(), with_text=with_text, on_failure=on_failure)
     routes = [
         *pages,
-        Route("/v1/score", api.score, methods=["POST"]),
-        Route("/v1/rank", api.rank, methods=["POST"]),
-        Route("/v1/sessions", api.open_session, methods=["POST"]),
-        Route("/v1/sessions/{id}", api.session, methods=["GET", "DELETE"]),
-        Route("/v1/sessions/{id}/steps", api.add, methods=["POST"]),
-        Route("/v1/sessions/{id}/peek", api.peek, methods=["POST"]),
-        Route("/v1/sessions/{id}/undo", api.undo, methods=["POST"]),
-        Route("/v1/sessions/{id}/fork", api.fork, methods=["POST"]),
-        Route("/", api.show_page),
-        Route("/openapi.json", api.show_document),
-        Route("/health", api.health),
-        Route("/info", api.info),
-        Route("/metrics", api.show_metrics),
+        _route("/v1/score", api.score, ["POST"]),
+        _route("/v1/rank", api.rank, ["POST"]),
+        _route("/v1/sessions", api.open_session, ["POST"]),
+        _route("/v1/sessions/{id}", api.session, ["GET", "DELETE"]),
+        _route("/v1/sessions/{id}/steps", api.add, ["POST"]),
+        _route("/v1/sessions/{id}/peek", api.peek, ["POST"]),
+        _route("/v1/sessions/{id}/undo", api.undo, ["POST"]),
+        _route("/v1/sessions/{id}/fork", api.fork, ["POST"]),
+        _route("/", api.show_page, ["GET"]),
+        _route("/openapi.json", api.show_document, ["GET"]),
+        _route("/health", api.health, ["GET"]),
+        _route("/info", api.info, ["GET"]),
+        _route("/metrics", api.show_metrics, ["GET"]),
     ]
     app = guarded(routes, hosts=hosts, keys=keys, metrics=api.metrics, lifespan=api.lifespan)
     app.state.api = api
     return app
+
+
+def _route(path: str, answer: Answering, methods: list[str]) -> Route:
+    return Route(path, Endpoint(answer), methods=methods)
 
 
 def _seen(request: Request) -> Seen:

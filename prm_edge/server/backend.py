@@ -1,7 +1,7 @@
 """The model behind the server: the only module that knows :class:`Scorer` and :class:`Session`.
 
-Everything here that computes is called in the worker's thread, and returns its result together
-with the tokens that it ran.
+Everything here that runs the model is called in the worker's thread, and returns its result
+together with the tokens that it ran.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from prm_edge.error_words import all_in_words
 from prm_edge.jobs import Job, rounded
 from prm_edge_runtime import scoring
+from prm_edge_runtime.encoding import DIRECT_CHARACTERS
 from prm_edge_runtime.errors import PrmEdgeError
 from prm_edge_runtime.kinds import known_kinds
 from prm_edge_runtime.version import __version__
@@ -73,23 +74,42 @@ class Backend:
         """Cut a response into steps."""
         return tuple(self._scorer.split(response))
 
-    def score_many(self, solutions: Sequence[Solution]) -> list[tuple[Any, int] | Exception]:
-        """Score solutions together; what is wrong with one of them is its own result alone."""
-        if len(solutions) > 1:
-            try:
-                return [self._scored(result) for result in self._scorer.score_many(solutions)]
-            except PrmEdgeError:
-                pass  # one of them is wrong: each says for itself whether it is the one
-        return [self._score(*solution) for solution in solutions]
+    def solution(self, problem: str, steps: tuple[str, ...]) -> Solution:
+        """What waits for the model. A short text is checked and encoded now, while that is busy.
 
-    def _score(self, problem: str, steps: tuple[str, ...]) -> tuple[Any, int] | Exception:
+        Raises:
+            InputError: for what the scorer refuses; a long text is refused when its turn comes.
+        """
+        short = len(problem) + sum(map(len, steps)) <= DIRECT_CHARACTERS
+        prepared = self._scorer.prepare(problem, steps) if short else None
+        return Solution(problem=problem, steps=steps, prepared=prepared)
+
+    def score_many(self, solutions: Sequence[Solution]) -> list[tuple[StepScores, int] | Exception]:
+        """Score solutions together; what is wrong with one of them is its own result alone.
+
+        They are told by :meth:`told`, elsewhere: the model goes on meanwhile.
+        """
         try:
-            return self._scored(self._scorer.score(problem, steps))
+            prepared = [self._prepared(one) for one in solutions]
+            scored = self._scorer.score_prepared(prepared)
+        except PrmEdgeError:
+            # one of them is wrong: each says for itself whether it is the one
+            return [self._score(one) for one in solutions]
+        return [(result, result.n_tokens_run) for result in scored]
+
+    def _prepared(self, one: Solution) -> Any:
+        return one.prepared or self._scorer.prepare(one.problem, one.steps)
+
+    def _score(self, one: Solution) -> tuple[StepScores, int] | Exception:
+        try:
+            (result,) = self._scorer.score_prepared([self._prepared(one)])
         except Exception as error:
             return error
+        return result, result.n_tokens_run
 
-    def _scored(self, result: StepScores) -> tuple[Answer, int]:
-        return {**self._describe(result), **self.about}, result.n_tokens_run
+    def told(self, result: StepScores) -> Answer:
+        """What a client is told of one solution; as ``prm-edge score`` writes it."""
+        return {**self._describe(result), **self.about}
 
     def rank(
         self, problem: str, candidates: Sequence[tuple[str, ...]], by: str | None

@@ -193,6 +193,8 @@ def _count(data: dict[str, Any], key: str) -> int | None:
     value = data.get(key)
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 3.0 is a whole number in JSON
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{key} must be a whole number of 0 or more, got {_kind(value)}")
     return value

@@ -1,7 +1,7 @@
-"""Connections, on top of uvicorn's: not too many, and none that never says what it wants.
+"""Connections, on top of uvicorn's: not too many, and none that stays mute or never listens.
 
 uvicorn itself limits how long a connection may be idle between requests, not how long the head of
-one may take, nor how large it may be.
+one may take, nor how large it may be, nor how long a client may leave its answers unread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .guard import GONE
 from .limits import Limits
 from .refusals import RefusedError
 
@@ -60,11 +61,13 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
 
     class Connection(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
         _head_bytes = 0
         _in_head = True
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
+            self._gone = self.loop.create_future()
             # asyncio does so only for sockets that say they are TCP, which create_server's do not:
             # without it the end of a long answer waits 40 ms for the client to confirm the rest
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -90,15 +93,32 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
         def on_headers_complete(self) -> None:
             self._head_bytes = 0
             self._in_head = False
+            self.scope[GONE] = self._gone  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
             self._in_head = True
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(limits.body_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._listens()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self._listens()
+            if not self._gone.done():
+                self._gone.set_result(None)
             super().connection_lost(exc)
+
+        def _listens(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def _arm(self) -> None:
             if self._timer is None and not self.transport.is_closing():

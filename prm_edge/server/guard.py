@@ -11,14 +11,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import count
+from typing import Any, Final, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,7 +30,10 @@ from .metrics import OTHER, Metrics
 from .refusals import FAILED, RefusedError, refusal
 from .worker import ClientGone
 
-SEEN: Final = "prm_edge.seen"  # key of the scope
+# Keys of the scope: what is known of the request, and a future that is done when its client has
+# gone, where the connection is one of ours.
+SEEN: Final = "prm_edge.seen"
+GONE: Final = "prm_edge.gone"
 OPEN_PATHS: Final = ("/health",)  # a load balancer has no key
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 JSON_TYPE: Final = re.compile(rb'application/json *(; *charset *= *"?utf-8"? *)?', re.IGNORECASE)
@@ -46,6 +49,9 @@ NO_CONTENT_POLICY: Final = (
     b"default-src 'none'; frame-ancestors 'none'",
 )
 CODES: Final = {404: "not_found", 405: "bad_method"}
+
+Answering: TypeAlias = Callable[[Request], Awaitable[Response]]
+_encode: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +74,18 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return _encode(content).encode("ascii")
+
+
+class Endpoint:
+    """What a route of the guard's does, without Starlette's own handling of errors before it."""
+
+    def __init__(self, answer: Answering) -> None:
+        self._answer: Final = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Guard:
@@ -88,6 +105,9 @@ class Guard:
         self._keys: Final = keys
         self._metrics: Final = metrics
         self._route_of: Final = route_of
+        # unlike those of another server, or of this one before it was started again
+        self._first_id: Final = secrets.token_hex(4)
+        self._ids: Final = count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,7 +140,10 @@ class Guard:
 
     def _identify(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> Seen:
         given = headers.get(b"x-request-id", [b""])[0]
-        request_id = given.decode("ascii") if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        if REQUEST_ID.fullmatch(given):
+            request_id = given.decode("ascii")
+        else:
+            request_id = f"{self._first_id}{next(self._ids):08x}"
         owner = None
         if self._keys is not None:
             authorization = headers.get(b"authorization", [])
@@ -209,18 +232,19 @@ def guarded(
     def route_of(scope: Scope) -> str:
         return paths.get(scope.get("endpoint"), OTHER)
 
-    app = Starlette(
-        routes=list(routes),
-        lifespan=lifespan,
-        middleware=[Middleware(Guard, hosts=hosts, keys=keys, metrics=metrics, route_of=route_of)],
-        exception_handlers={HTTPException: _raise},
-    )
+    app = _Guarded(routes=list(routes), lifespan=lifespan)
+    app.guard = Guard(app.router, hosts=hosts, keys=keys, metrics=metrics, route_of=route_of)
     app.router.redirect_slashes = False  # it would lead to whatever Host was sent
     return app
 
 
-def _raise(request: Request, error: Exception) -> Response:
-    raise error  # to the guard, which answers
+class _Guarded(Starlette):
+    """The guard answers every error itself, so nothing of Starlette's stands around it."""
+
+    guard: Guard
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.guard
 
 
 def without_port(host: bytes) -> bytes:

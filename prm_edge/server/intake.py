@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Final
 
 from starlette.requests import Request
@@ -25,14 +26,31 @@ class Intake:
             RefusedError: when it is too large, comes too slowly, or too much is being read already.
             ClientDisconnect: when the client goes before its end.
         """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        late = False
+
+        def end() -> None:
+            nonlocal late
+            late = True
+            if task is not None:
+                task.cancel()
+
+        # not wait_for, which makes a task of it for every request
+        timer = loop.call_later(self._limits.body_s, end)
         try:
-            return await asyncio.wait_for(self._read(request), self._limits.body_s)
-        except asyncio.TimeoutError:
+            return await self._read(request)
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            if task is not None and sys.version_info >= (3, 11):
+                task.uncancel()
             raise RefusedError(
                 "slow_body",
                 f"the body did not arrive within {self._limits.body_s:g} s",
                 headers={"Connection": "close"},
             ) from None
+        finally:
+            timer.cancel()
 
     async def _read(self, request: Request) -> bytes:
         limits = self._limits

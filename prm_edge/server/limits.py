@@ -17,7 +17,8 @@ CLIENT_SHARE: Final = 0.75
 class Limits:
     """All are more than 0. Tokens are estimated from the length of the text before it is run.
 
-    ``batch_tokens``: run in one go, so how long others wait. ``body_s``: to send a body.
+    ``batch_tokens``: run in one go, so how long others wait. ``body_s``: to send a body, or to go
+    on reading answers.
     ``deadline_s``: how long a request may wait for its turn. ``drain_s``: how long a stopping
     server goes on for the requests it has accepted.
     """

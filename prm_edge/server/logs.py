@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 LOGGER: Final = "prm_edge.server"
 UVICORN: Final = ("uvicorn", "uvicorn.error")
 FIELDS: Final = "fields"  # of a record: what goes into the object as it is
+_encode: Final = json.JSONEncoder(allow_nan=False, default=str).encode
 
 logger = logging.getLogger(LOGGER)
 
@@ -26,10 +27,14 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, *, with_text: bool) -> None:
         super().__init__()
         self._with_text = with_text
+        self._second = (0, "")  # the last one, and how it is written
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of ASCII JSON."""
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        second, at = self._second
+        if int(record.created) != second:
+            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            self._second = (int(record.created), at)
         data: dict[str, Any] = {
             "time": f"{at}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -45,7 +50,7 @@ class JsonFormatter(logging.Formatter):
             ]
             if self._with_text:
                 data["message"] = str(error)
-        return json.dumps(data, allow_nan=False, default=str)
+        return _encode(data)
 
 
 def start_logging(*, with_text: bool, stream: TextIO | None = None) -> None:

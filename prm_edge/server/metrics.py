@@ -16,6 +16,8 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from prm_edge_runtime.prefixes import PrefixCounters
 
+    from .queue import FairQueue
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 SECONDS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
@@ -52,6 +54,7 @@ class Metrics:
         self, about: dict[str, str], prefixes: Callable[[], PrefixCounters] | None = None
     ) -> None:
         self.registry: Final = CollectorRegistry()
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         registry = self.registry
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -122,8 +125,19 @@ class Metrics:
         """Everything, as Prometheus reads it."""
         return generate_latest(self.registry)
 
+    def watch(self, queue: FairQueue) -> None:
+        """Tell how full a queue is whenever somebody asks."""
+        self.queue_requests.set_function(lambda: queue.requests)
+        self.queue_tokens.set_function(lambda: queue.tokens)
+
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer."""
-        named = method if method in METHODS else OTHER
-        self.requests.labels(route, named, str(status)).inc()
-        self.request_seconds.labels(route).observe(seconds)
+        at = (route, method if method in METHODS else OTHER, status)
+        known = self._known.get(at)
+        if known is None:  # finding the metrics of labels takes longer than counting
+            known = self._known[at] = (
+                self.requests.labels(route, at[1], str(status)),
+                self.request_seconds.labels(route),
+            )
+        known[0].inc()
+        known[1].observe(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from prm_edge_runtime.version import __version__
@@ -58,8 +59,8 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def schemas(limits: Limits) -> dict[str, Schema]:
-    """What bodies hold."""
+def schemas(limits: Limits, aggregates: Sequence[str]) -> dict[str, Schema]:
+    """What bodies hold; ``aggregates`` are those of the package."""
     steps = _list(TEXT, limits.steps)
     some_steps = _list(TEXT, limits.steps, 1)
     candidates = _list(steps, limits.candidates, 1)
@@ -88,7 +89,10 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         **about,
     }
     error = _result(code={"enum": sorted(STATUSES)}, message=TEXT, request_id=TEXT)
-    by = {**TEXT, "description": "aggregate that orders them; see /info"}
+    by = {
+        "enum": [*aggregates, None],
+        "description": "aggregate that orders them; null or left out: the package's own",
+    }
     return {
         "ScoreRequest": {
             "oneOf": [
@@ -124,7 +128,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
     }
 
 
-def document(limits: Limits) -> dict[str, Any]:
+def document(limits: Limits, aggregates: Sequence[str]) -> dict[str, Any]:
     """The whole document."""
     session_id = {
         "name": "id",
@@ -209,7 +213,7 @@ def document(limits: Limits) -> dict[str, Any]:
         "info": {"title": "prm-edge", "version": __version__, "description": DESCRIPTION},
         "paths": {path: under(path, operations) for path, operations in paths.items()},
         "components": {
-            "schemas": schemas(limits),
+            "schemas": schemas(limits, aggregates),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],

@@ -66,6 +66,8 @@ def _shape(schema: dict[str, Any]) -> str:
 
 
 def _example(schema: dict[str, Any]) -> Any:
+    if "enum" in schema:
+        return " or ".join(filter(None, schema["enum"]))
     if schema["type"] == "array":
         return [_example(schema["items"]), "..."]
     return {"string": "text", "integer": 1}[schema["type"]]

@@ -3,22 +3,31 @@
 Start-time fair queueing. Each client has a clock that its own tokens advance, and the client whose
 clock is furthest behind is next. One that has waited for nothing starts at the clock of whoever is
 served, so nobody saves up a turn, and nobody who sends more gets more. A request's tokens are an
-estimate when it comes and are put right when it has run. Not thread-safe: the event loop's own.
+estimate when it comes and are put right when it has run. The event loop puts and discards, the
+model's thread takes and settles: it has its next batch without asking the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from .limits import Limits
 from .refusals import RefusedError
 
 MIN_TOKENS: Final = 8  # what a job costs its client at the least
 
-Solution: TypeAlias = tuple[str, tuple[str, ...]]  # a problem and its steps
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Solution:
+    """A problem and its steps; ``prepared``: as the scorer prepared it, None where it is long."""
+
+    problem: str
+    steps: tuple[str, ...]
+    prepared: Any = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -52,7 +61,8 @@ class FairQueue:
         self._limits: Final = limits
         self._clients: dict[str, _Client] = {}
         self._clock = 0.0
-        self._filled = asyncio.Event()
+        self._changed = threading.Condition()  # its lock holds everything here together
+        self._closed = False
         self.requests = 0
         self.tokens = 0
 
@@ -68,8 +78,15 @@ class FairQueue:
         """Let a job wait for its turn.
 
         Raises:
-            RefusedError: when the queue, or this client's part of it, is full.
+            RefusedError: when the queue, or this client's part of it, is full, or it is closed.
         """
+        with self._changed:
+            self._put(job, retry_after_s)
+            self._changed.notify()
+
+    def _put(self, job: Job, retry_after_s: Callable[[], int]) -> None:
+        if self._closed:
+            raise RefusedError("not_ready", "the server is stopping; nothing was run")
         limits, client = self._limits, self._clients.get(job.client)
         whose = "the queue is"
         full = (
@@ -97,28 +114,44 @@ class FairQueue:
         client.tokens += job.tokens
         self.requests += 1
         self.tokens += job.tokens
-        self._filled.set()
 
     def discard(self, job: Job) -> bool:
         """Take a job out that nobody waits for any more; False when it has left already."""
-        client = self._clients.get(job.client)
-        if client is None or job not in client.jobs:
-            return False
-        self._remove(client, job)
-        return True
+        with self._changed:
+            client = self._clients.get(job.client)
+            if client is None or job not in client.jobs:
+                return False
+            self._remove(client, job)
+            return True
 
-    async def take(self) -> list[Job]:
-        """Wait for work; return jobs of up to ``batch_tokens``, at least one, in fair order."""
-        while not self.requests:
-            self._filled.clear()
-            await self._filled.wait()
+    def take(self, tokens: int | None = None) -> list[Job]:
+        """Wait for work; return jobs of up to so many tokens, at least one, in fair order.
+
+        ``tokens``: ``batch_tokens`` if None. No job, and for ever none, once it is closed.
+        """
+        with self._changed:
+            while not self.requests and not self._closed:
+                self._changed.wait()
+            return self._batch(self._limits.batch_tokens if tokens is None else tokens)
+
+    def close(self) -> list[Job]:
+        """Take and give nothing more; return what waits, which nobody will run."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            waiting = [job for client in self._clients.values() for job in client.jobs]
+            for job in waiting:
+                self._remove(self._clients[job.client], job)
+            return waiting
+
+    def _batch(self, most: int) -> list[Job]:
         taken: list[Job] = []
         tokens = 0
         while self.requests:
             # the first of equals is the one that was remembered first
             client = min((c for c in self._clients.values() if c.jobs), key=lambda c: c.clock)
             job = next(iter(client.jobs))
-            if taken and tokens + job.tokens > self._limits.batch_tokens:
+            if taken and tokens + job.tokens > most:
                 break
             self._remove(client, job)
             self._clock = client.clock
@@ -133,9 +166,10 @@ class FairQueue:
 
         No job is for nothing: whoever only asks for what is cached would never let others in.
         """
-        client = self._clients.get(job.client)
-        if client is not None:
-            client.clock += max(tokens, MIN_TOKENS) - job.tokens
+        with self._changed:
+            client = self._clients.get(job.client)
+            if client is not None:
+                client.clock += max(tokens, MIN_TOKENS) - job.tokens
 
     def _remove(self, client: _Client, job: Job) -> None:
         del client.jobs[job]

@@ -42,6 +42,10 @@ from .tokenizer_json import without_added
 
 # Encoding holds several hundred bytes per character for a moment, and no model reads this much.
 MAX_CHARACTERS: Final = 4_000_000
+# Up to here texts are encoded where they are asked for, about a millisecond: handing them to
+# tokenizers' own threads takes longer, above all on cores that others use. Beyond it, those threads
+# let the rest of the process go on, which ``encode`` does not.
+DIRECT_CHARACTERS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +180,8 @@ class RecipeEncoder:
         return tuple(ids)
 
     def _encodings(self, texts: list[str]) -> list[Any]:
+        if sum(map(len, texts)) <= DIRECT_CHARACTERS:
+            return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
         encodings: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return encodings
 

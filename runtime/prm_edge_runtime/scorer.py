@@ -216,6 +216,21 @@ class Scorer:
         policy = check_policy(on_too_long)
         return self._run([self._prepared(problem, steps, policy)])[0]
 
+    def prepare(self, problem: str, steps: Sequence[str], *, on_too_long: str = ERROR) -> Prepared:
+        """Do what of :meth:`score` needs no model: check and encode, for :meth:`score_prepared`.
+
+        For who has a thread for the model and others beside it. Raises as :meth:`score` does.
+        """
+        return self._prepared(problem, steps, check_policy(on_too_long))
+
+    def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
+        """Score what :meth:`prepare` returned, together, with the numbers of :meth:`score_many`.
+
+        Raises:
+            EngineError: when the model fails or returns a number that is none.
+        """
+        return self._run(prepared)
+
     def outside(self, problem: str, steps: Sequence[str]) -> str | None:
         """Why a record is plainly outside what the embedded default can judge; None if it is not.
 

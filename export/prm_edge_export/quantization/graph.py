@@ -131,7 +131,7 @@ class QuantizedBuilder(DecoderBuilder):
         rounded, scale = self._rounded_rows(source, len(stored["int8"]))
         product = self._product(name, rounded, stored)
         scaled = self.node("Mul", [product, scale], [f"{name}.scaled"])
-        return self.node("Reshape", [scaled, self._token_axes()], [name])
+        return self._by_token(name, scaled, len(stored["int8_scales"]))
 
     def _int8_twice(self, name: str, source: str, stored: Stored) -> str:
         """The same for what rounding left of the activations too, in one product of 2M rows.
@@ -150,7 +150,17 @@ class QuantizedBuilder(DecoderBuilder):
         small = self.node("Mul", [second, finer], [f"{name}.small"])
         total = self.node("Add", [first, small], [f"{name}.total"])
         scaled = self.node("Mul", [total, scale], [f"{name}.scaled"])
-        return self.node("Reshape", [scaled, self._token_axes()], [name])
+        return self._by_token(name, scaled, len(stored["int8_scales"]))
+
+    def _by_token(self, name: str, rows: str, outputs: int) -> str:
+        """(M, N) -> (B, S, N), said outright: nothing infers the N of a Reshape to -1.
+
+        GroupQueryAttention takes an N that is not known for 0, and gives outputs of that width;
+        onnxruntime passes over the error that follows, onnxruntime-web does not open the graph.
+        """
+        axes = [*contract.INPUT_IDS.axes, outputs]
+        self.shapes.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
+        return self.node("Reshape", [rows, self._token_axes()], [name])
 
     def _product(self, name: str, rounded: str, stored: Stored) -> str:
         return self.node(
