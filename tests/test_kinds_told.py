@@ -266,11 +266,11 @@ def test_server_says_nothing_of_kinds_without_them(tiny_package: Path) -> None:
         assert not any("error_kinds" in item for item in (*told, peek))
 
 
-def test_openapi_has_kinds_wherever_they_are_told() -> None:
+def test_openapi_has_kinds_wherever_they_are_told(built_in: Scorer) -> None:
     from prm_edge.server.limits import Limits
     from prm_edge.server.openapi import schemas
 
-    found = schemas(Limits())
+    found = schemas(Limits(), built_in.recipe.aggregates)
     candidate = found["Ranking"]["properties"]["candidates"]["items"]
     for schema in (candidate, *(found[x] for x in ("Scores", "Session", "Added", "Peeked"))):
         assert schema["properties"]["error_kinds"]["items"]["type"] == ["string", "null"]
