@@ -45,7 +45,10 @@ def pure_scores(checkpoint: Path, problem: str, steps: list[str]) -> list[float]
 @lru_cache(maxsize=1)
 def _classifier(checkpoint: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = AutoModelForTokenClassification.from_pretrained(checkpoint, dtype=torch.float32)
+    # eager, since transformers 4.57's other attention leaves out Gemma 2's cap of the scores
+    model = AutoModelForTokenClassification.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    )
     return tokenizer, model.eval()
 
 
