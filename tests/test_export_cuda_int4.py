@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("torch", reason="needs the export extra")
 
 import checkpoints
-from int8_packages import SOLUTIONS, VERIFIED, write_texts
+from int8_packages import VERIFIED, export_int8
 from onnx import TensorProto
 from test_export_cuda import BIASED, GATED, PLANTED, plant
 from torch_reference import torch_scores
@@ -23,8 +23,6 @@ from torch_reference import torch_scores
 from prm_edge_export import cuda_blocks, cuda_target, half_blocks
 from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.model_config import read_config
-from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.quantization import search
 from prm_edge_export.quantization.kinds import UNITS
 from prm_edge_export.quantization.weights import BLOCKS8, CUDA4, quantize_blocks
@@ -38,19 +36,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 200, **BIASED}
 
 
 def export_int4(checkpoint: Path, out: Path, **options: Any) -> dict[str, Any]:
-    texts = out.parent / "texts"
-    given: dict[str, Any] = {
-        "target": "cuda",
-        "precision": "int4",
-        "separator": "\n",
-        "allow_drift": True,  # of three solutions one at the threshold is too many already
-        "calibration": write_texts(texts / "calibration.jsonl", SOLUTIONS),
-        "verify": write_texts(texts / "verify.jsonl", VERIFIED),
-        **options,
-    }
-    lines: list[str] = []
-    result = export(ExportOptions(checkpoint=checkpoint, out=out, **given), lines.append)
-    return {**result.report, "lines": lines}
+    return export_int8(checkpoint, out, **{"target": "cuda", "precision": "int4", **options})
 
 
 @pytest.fixture(scope="module")

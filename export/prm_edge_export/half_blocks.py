@@ -21,17 +21,16 @@ from prm_edge_runtime import contract
 from .checkpoint import Tensors
 from .graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder, Weight
 from .half import FORMATS, Format, HalfBuilder, WidenedBuilder
-from .heads import EMBEDDING, Head
+from .heads import Head
 from .model_config import DecoderConfig
 from .quantization.calibration import Calibration
 from .quantization.choose import Plan
+from .quantization.embedding import embed_in_int8
 from .quantization.kinds import UNITS, layer_prefix
 from .quantization.weight_only import FORMS
 from .ranges import Folds
 from .weights import WeightFile
 
-LEVELS: Final = 127  # of the embedding's int8
-_SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
 _ROWS: Final = 4096  # of the embedding that are restored at once
 
 
@@ -116,36 +115,8 @@ class BlocksBuilder(HalfBuilder):
         self._files, self._kinds = stored, kinds
 
     def _embed(self) -> str:
-        """Rows of int8, each with its scale, in float32 as the stream is.
-
-        ::
-
-            input_ids -+-> Gather(int8 (V,H)) -> Cast -+
-                       |                               * -> (B,S,H)
-                       +-> Gather(scales (V,1)) -------+
-        """
-        shape = (self.config.vocab, self.config.hidden)
-        scales = np.empty((shape[0], 1), dtype=np.float32)
-        gain = np.float32(self.config.embedding_scale)
-
-        def rounded() -> Iterator[NDArray[np.int8]]:
-            start = 0
-            for block in self.tensors.row_blocks(EMBEDDING, shape):
-                rows = block * gain
-                scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
-                scales[start : start + len(rows)] = scale
-                start += len(rows)
-                yield np.rint(rows / scale).astype(np.int8)
-
-        with self._in_float32():
-            # past what half precision needs: its own embedding is folded
-            values = DecoderBuilder.rows(self, "embedding", shape, np.int8, rounded())
-            table = self.constant("embedding.scales", scales)
-            ids = contract.INPUT_IDS.name
-            picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
-            floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
-            scale = self.node("Gather", [table, ids], ["embedded.scale"], axis=0)
-            return self.node("Mul", [floats, scale], ["embedded"])
+        with self._in_float32():  # as the stream is
+            return embed_in_int8(self)
 
     def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         """As MatMulNBits: no zero points and no bias in it, which the fused kernel does without."""

@@ -6,7 +6,7 @@ M = B * S, K inputs, N outputs, V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,18 +18,18 @@ from prm_edge_runtime import contract
 
 from ..checkpoint import Tensors
 from ..graph import DATA_NAME, GRAPH_NAME, MICROSOFT, DecoderBuilder, Weight
-from ..heads import EMBEDDING, Head
+from ..heads import Head
 from ..model_config import DecoderConfig
 from ..weights import WeightFile
 from .calibration import Calibration
 from .choose import Plan
+from .embedding import SMALLEST, embed_in_int8
 from .kinds import BLOCKS, FP32, INT4, INT8, INT8X2, UNITS, layer_prefix
 from .weights import BLOCKS4, BLOCKS8, LEVELS, SECOND, BlockForm
 
 Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
 _ZERO: Final = 128
-_SMALLEST: Final = 1e-30  # of a scale: a row of zeros has one too
 
 
 def build_quantized(
@@ -81,33 +81,7 @@ class QuantizedBuilder(DecoderBuilder):
         return array if fold is None else fold.apply(array)
 
     def _embed(self) -> str:
-        """Rows of int8, each with its scale.
-
-        ::
-
-            input_ids -+-> Gather(int8 (V,H)) -> Cast -+
-                       |                               * -> (B,S,H)
-                       +-> Gather(scales (V,1)) -------+
-        """
-        shape = (self.config.vocab, self.config.hidden)
-        scales = np.empty((shape[0], 1), dtype=np.float32)
-
-        def rounded() -> Iterator[NDArray[np.int8]]:
-            start = 0
-            for rows in self.tensors.row_blocks(EMBEDDING, shape):
-                scale = np.maximum(abs(rows).max(axis=1, keepdims=True) / LEVELS, _SMALLEST)
-                scales[start : start + len(rows)] = scale
-                start += len(rows)
-                yield np.rint(rows / scale).astype(np.int8)
-
-        values = self.rows("embedding", shape, np.int8, rounded())
-        ids = contract.INPUT_IDS.name
-        picked = self.node("Gather", [values, ids], ["embedded.int8"], axis=0)
-        floats = self.node("Cast", [picked], ["embedded.float"], to=TensorProto.FLOAT)
-        scale = self.node(
-            "Gather", [self.constant("embedding.scales", scales), ids], ["embedded.scale"], axis=0
-        )
-        return self.node("Mul", [floats, scale], ["embedded"])
+        return embed_in_int8(self)
 
     def _linear(self, name: str, source: str, weight: Weight, bias: Any = None) -> str:
         kind = self._kinds[name]
@@ -193,7 +167,7 @@ class QuantizedBuilder(DecoderBuilder):
         largest = self.node("ReduceMax", [sizes], [f"{source}.largest"], axes=[1], keepdims=1)
         step = self._once("step", np.array(1 / LEVELS, dtype=np.float32))
         raw = self.node("Mul", [largest, step], [f"{source}.raw_scale"])
-        smallest = self._once("smallest", np.array(_SMALLEST, dtype=np.float32))
+        smallest = self._once("smallest", np.array(SMALLEST, dtype=np.float32))
         scale = self.node("Max", [raw, smallest], [f"{source}.scale"])
         line = self._once("line", np.array([-1], dtype=np.int64))
         per_row = self.node("Reshape", [scale, line], [f"{source}.row_scale"])
