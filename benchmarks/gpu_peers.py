@@ -9,10 +9,11 @@ scores are compared with torch's in float32 (int4: of the weights that its block
 Timed, medians: one solution of 512 tokens; 32 of 256 to 768; best of 16 candidates of 120 tokens
 after a problem of 400; a session's step of 30 tokens at 1,000 of context, as it is and as a CUDA
 graph; a whole session of 20 steps of 30. Beside it torch in bf16 with SDPA, eager and compiled; its
-sessions and its best of 16 keep keys and values by hand. tokens/s as a share of the card's bf16
-peak and of its copy bandwidth, both measured here. Cold start and memory are those of a process of
-their own, files compared by size as at every start but the first. What will not fit into the time
-any more is left out, with the reason; the table comes last.
+sessions and its best of 16 keep keys and values by hand; and the 32 solutions without padding,
+through torch's attention for variable lengths (`gpu_varlen.py`). tokens/s as a share of the card's
+bf16 peak and of its copy bandwidth, both measured here. Cold start and memory are those of a
+process of their own, files compared by size as at every start but the first. What will not fit
+into the time any more is left out, with the reason; the table comes last.
 
 ``--device cpu`` runs it with a tiny shape on the CPU, to test the script itself; bf16, graphs and
 torch.compile are left out there.
@@ -28,9 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from gpu_cases import (
@@ -46,6 +47,7 @@ from gpu_cases import (
     step_case,
     step_ids,
 )
+from gpu_clock import Clock
 from gpu_package import (
     PRECISIONS,
     TOLERANCE,
@@ -56,12 +58,13 @@ from gpu_package import (
     vocabulary,
     what_it_holds,
 )
+from gpu_varlen import Varlen
 from shapes import SHAPES, RandomTensors, torch_model
 
 from prm_edge_runtime import CudaOptions, Scorer
 
-T = TypeVar("T")
 COMPARED: Final = 12
+VARLEN_TOLERANCE: Final = 0.25  # of logits in bf16, between two orders of the same sums
 COLD: Final = """
 import sys, time
 from prm_edge_runtime import Scorer
@@ -78,61 +81,17 @@ class Row:
 
     shape: str
     name: str
-    solution_s: float
     many_s: float
-    best_s: float
-    step_s: float
-    session_s: float
+    solution_s: float | None = None
+    best_s: float | None = None
+    step_s: float | None = None
+    session_s: float | None = None
     best_apart_s: float | None = None  # the same candidates without sharing the problem
     graph_step_s: float | None = None
     max_dp: float | None = None
     cold_s: float | None = None
     gpu_mb: int | None = None
     weight_bytes: float = 2.0  # of a weight, which a step has to read
-
-
-@dataclass(slots=True)
-class Clock:
-    """The time there is, and how long each kind of work took so far, by the size of the model."""
-
-    end_s: float
-    taken: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-
-    def run(self, what: str, kind: str, size: float, work: Callable[[], T]) -> T | None:
-        """Do it unless it will probably not fit; None where it was left out or failed."""
-        left = self.end_s - time.monotonic()
-        needs = self.estimate(kind, size)
-        if left <= 0 or needs > left:
-            self._skip(f"{what}: it would take about {needs:.0f} s, and {left:.0f} s are left")
-            return None
-        start = time.monotonic()
-        try:
-            found = work()
-        except Exception as error:  # a compiler is not everywhere, nor the memory
-            self._skip(f"{what}: {type(error).__name__}: {str(error)[:200]}")
-            return None
-        seconds = time.monotonic() - start
-        self.taken.setdefault(kind, []).append((size, seconds))
-        print(f"{what}: {seconds:.1f} s", flush=True)
-        return found
-
-    def estimate(self, kind: str, size: float) -> float:
-        """Seconds and a third: on a line through the last two sizes; 0 where there is none."""
-        known = self.taken.get(kind, [])
-        if not known:
-            return 0.0
-        last_size, last = known[-1]
-        per_size = last / last_size
-        for other_size, other in reversed(known[:-1]):
-            if other_size != last_size:
-                per_size = max((last - other) / (last_size - other_size), 0.0)
-                break
-        return 1.3 * max(last + per_size * (size - last_size), 0.0)
-
-    def _skip(self, line: str) -> None:
-        self.skipped.append(line)
-        print(f"left out: {line}", flush=True)
 
 
 def timed(shape: str, scorer: Scorer, given: Cases, reference: Torch, rounds: int) -> Row:
@@ -176,6 +135,21 @@ def timed_torch(shape: str, name: str, model: Torch, given: Cases, rounds: int) 
         session_s=median_s(lambda: model.session(given.session), max(1, rounds // 3)),
         best_apart_s=median_s(lambda: model.many(given.best), rounds),
     )
+
+
+def timed_varlen(
+    shape: str, name: str, model: Varlen, padded: Torch, given: Cases, rounds: int
+) -> Row:
+    """torch without padding, which is for solutions of many lengths alone.
+
+    Raises:
+        RuntimeError: when its logits are not those of the padded rows.
+    """
+    pairs = zip(model.many(given.many), padded.many(given.many), strict=True)
+    largest = max(float(abs(ours - theirs).max()) for ours, theirs in pairs)
+    if not largest <= VARLEN_TOLERANCE:
+        raise RuntimeError(f"logits differ from padded torch's by up to {largest:.3g}: WRONG")
+    return Row(shape=shape, name=name, many_s=median_s(lambda: model.many(given.many), rounds))
 
 
 def cold_start(scorer: Scorer) -> tuple[float, int | None]:
@@ -293,7 +267,18 @@ def run_shape(
 
         timed_row = clock.run(f"{name} {what}", label, shape.parameters / 1e9, measure)
         rows += [timed_row] if timed_row is not None else []
-    return rows, given
+    without = f"torch bf16 eager, variable length, on {device}"
+
+    def unpadded() -> Row:
+        made = [
+            torch_model(shape, RandomTensors(), vocabulary(package), device, torch.bfloat16)
+            for _ in range(2)
+        ]
+        models = Varlen(made[0], device), Torch(made[1], device)
+        return timed_varlen(name, without, *models, cases_given, rounds)
+
+    timed_row = clock.run(f"{name} {without}", "varlen", shape.parameters / 1e9, unpadded)
+    return rows + ([timed_row] if timed_row is not None else []), given
 
 
 def has_torch(device: str) -> bool:
@@ -317,13 +302,14 @@ def table(rows: Sequence[Row], given: Cases, flops: float, bandwidth: float) -> 
         shape = SHAPES[row.shape]
         # the floor of a step is reading every weight once
         floor = row.weight_bytes * shape.parameters / bandwidth
+        of_floor = None if row.step_s is None else floor / row.step_s
         peak = shape.flops(lengths) / row.many_s / flops
         lines.append(
-            f"| {row.shape} | {row.name} | {1000 * row.solution_s:.2f} "
+            f"| {row.shape} | {row.name} | {_shown(row.solution_s, 1000)} "
             f"| {sum(lengths) / row.many_s:,.0f} | {peak:.0%} "
-            f"| {1000 * row.best_s:.2f} | {_shown(row.best_apart_s, 1000)} "
-            f"| {1000 * row.step_s:.2f} | {floor / row.step_s:.0%} "
-            f"| {_shown(row.graph_step_s, 1000)} | {1000 * row.session_s:.2f} "
+            f"| {_shown(row.best_s, 1000)} | {_shown(row.best_apart_s, 1000)} "
+            f"| {_shown(row.step_s, 1000)} | {_shown(of_floor, 1, '.0%')} "
+            f"| {_shown(row.graph_step_s, 1000)} | {_shown(row.session_s, 1000)} "
             f"| {_shown(row.max_dp, 1, '.1e')} "
             f"| {_shown(row.cold_s, 1)} | {row.gpu_mb or '-'} |"
         )

@@ -16,8 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_cases
+import gpu_clock
 import gpu_package
-import gpu_peers
+import gpu_varlen
 import shapes
 
 from prm_edge_runtime import Scorer
@@ -79,8 +80,18 @@ def test_torchs_session_and_best_of_give_its_own_logits(package: Path) -> None:
         assert found == pytest.approx(peer.solution(one), abs=1e-4)
 
 
+def test_torch_without_padding_gives_its_own_logits(package: Path) -> None:
+    model = shapes.torch_model(
+        SHAPE, shapes.RandomTensors(), gpu_package.vocabulary(package), "cpu", torch.float32
+    )
+    given = gpu_cases.cases(Scorer.load(package, device="cpu")).many[:5]
+    alone = [gpu_cases.Torch(model, "cpu").solution(one) for one in given]
+    for one, found in zip(alone, gpu_varlen.Varlen(model, "cpu").many(given, rows=3), strict=True):
+        assert found == pytest.approx(one, abs=1e-4)
+
+
 def test_clock_leaves_out_what_will_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = gpu_peers.Clock(time.monotonic() + 1000)
+    clock = gpu_clock.Clock(time.monotonic() + 1000)
     assert clock.run("a", "write", 1.0, lambda: 7) == 7
     assert clock.estimate("write", 50.0) < 1
     clock.taken["write"] = [(1.0, 10.0), (2.0, 14.0)]
