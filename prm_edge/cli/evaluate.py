@@ -10,7 +10,14 @@ import click
 
 from .given import Given, read_given, scorer_if_named
 from .group import RECORDS_FAILED
-from .options import engine_options, json_option, package_option
+from .options import (
+    engine_options,
+    group_option,
+    json_option,
+    package_option,
+    scores_key_option,
+    threshold_option,
+)
 from .words import some
 
 if TYPE_CHECKING:
@@ -22,10 +29,8 @@ SHOWN_CHANGES = 20
 @click.command("eval", short_help="Measure scores against labels.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @package_option
-@click.option(
-    "--scores-key", metavar="KEY", help="Key of the scores, as prm_scores.NAME. Default: scores."
-)
-@click.option("--threshold", type=float, help="A lower score is an error. Default: the package's.")
+@scores_key_option
+@threshold_option(" Default: the package's.")
 @click.option(
     "--tune", metavar="FILE", type=click.Path(), help="Take the threshold with the best F1 there."
 )
@@ -36,13 +41,7 @@ SHOWN_CHANGES = 20
     show_default=True,
     help="What a neutral rating counts as.",
 )
-@click.option(
-    "--group-by",
-    metavar="KEY",
-    default="problem_id",
-    show_default=True,
-    help="Records with the same value are of one problem; without it the same text.",
-)
+@group_option("are of one problem")
 @click.option(
     "--versus", metavar="NAME", help="Compare with another variant, or another key of scores."
 )

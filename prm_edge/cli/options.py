@@ -83,6 +83,31 @@ def engine_options(command: F) -> F:
     return command
 
 
+def scores_key_option(command: F) -> F:
+    """Add ``--scores-key KEY``."""
+    return click.option(
+        "--scores-key",
+        metavar="KEY",
+        help="Key of the scores, as prm_scores.NAME. Default: scores.",
+    )(command)
+
+
+def group_option(said: str) -> Callable[[F], F]:
+    """Add ``--group-by KEY``; ``said``: what becomes of records with the same value."""
+    return click.option(
+        "--group-by",
+        metavar="KEY",
+        default="problem_id",
+        show_default=True,
+        help=f"Records with the same value {said}; without it the same problem text.",
+    )
+
+
+def threshold_option(said: str = "") -> Callable[[F], F]:
+    """Add ``--threshold``; ``said``: what it is otherwise."""
+    return click.option("--threshold", type=float, help=f"A lower score is an error.{said}")
+
+
 def json_option(command: F) -> F:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)

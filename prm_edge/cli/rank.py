@@ -9,7 +9,13 @@ import click
 
 from .given import read_given, scorer_if_named
 from .group import RECORDS_FAILED
-from .options import engine_options, package_option
+from .options import (
+    engine_options,
+    group_option,
+    package_option,
+    scores_key_option,
+    threshold_option,
+)
 from .streams import STANDARD, open_input, open_output
 from .words import some
 
@@ -26,18 +32,10 @@ if TYPE_CHECKING:
     "-o", "--out", default=STANDARD, metavar="OUT", type=click.Path(), help="File to write."
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option(
-    "--scores-key", metavar="KEY", help="Key of the scores, as prm_scores.NAME. Default: scores."
-)
-@click.option(
-    "--group-by",
-    metavar="KEY",
-    default="problem_id",
-    show_default=True,
-    help="Records with the same value are candidates of one problem; without it the same text.",
-)
+@scores_key_option
+@group_option("are candidates of one problem")
 @click.option("--by", metavar="AGGREGATE", help="Orders candidates. Default: the recipe's, or min.")
-@click.option("--threshold", type=float, help="A lower score is an error.")
+@threshold_option()
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but what went wrong.")
 @engine_options
 def rank_command(

@@ -6,7 +6,13 @@ import click
 
 from .given import read_given, scorer_if_named
 from .group import RECORDS_FAILED
-from .options import engine_options, package_option
+from .options import (
+    engine_options,
+    group_option,
+    package_option,
+    scores_key_option,
+    threshold_option,
+)
 from .streams import open_input, open_output
 from .words import some
 
@@ -18,18 +24,10 @@ from .words import some
     "-o", "--out", required=True, metavar="OUT", type=click.Path(), help="HTML file to write."
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option(
-    "--scores-key", metavar="KEY", help="Key of the scores, as prm_scores.NAME. Default: scores."
-)
-@click.option(
-    "--group-by",
-    metavar="KEY",
-    default="problem_id",
-    show_default=True,
-    help="Records with the same value stand side by side; without it the same problem text.",
-)
+@scores_key_option
+@group_option("stand side by side")
 @click.option("--by", metavar="AGGREGATE", help="Chooses the best candidate.")
-@click.option("--threshold", type=float, help="A lower score is an error.")
+@threshold_option()
 @click.option("--title", default="Scored solutions", show_default=True, help="Of the page.")
 @engine_options
 def report_command(
