@@ -7,7 +7,6 @@ the separator; the label of a step stands at its separator. Imports torch and th
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,8 @@ IGNORE = -100
 SEPARATOR = "\n"
 # Half of the wordings are put into other words, half of the equations are of no listed shape.
 LOOSE = 0.5
+# Shares of real moves and of real sentences.
+TUTOR, GSM = 0.05, 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,9 @@ def encode(tokenizer: Tokenizer, solution: Solution, limit: int) -> Encoded:
         # Wrong lines teach nothing about what should come next, and words are arbitrary.
         # So are the numbers that a sum starts from.
         words = [
-            (len(token) > 2 and token[1:].isalpha()) or start < line.free
-            for token, (start, _) in zip(part.tokens, part.offsets, strict=True)
+            (len(token) > 2 and token[1:].isalpha() and not line.text[start:end].isdigit())
+            or start < line.free
+            for token, (start, end) in zip(part.tokens, part.offsets, strict=True)
         ]
         known = [IGNORE if w else i for i, w in zip(part.ids, words, strict=True)]
         targets += [IGNORE] * (len(part) + 1) if line.good is False else [*known, separator]
@@ -112,51 +114,46 @@ def collate(rows: list[Encoded], pad: int) -> Batch:
     )
 
 
-class Stream:
-    """Endless training batches of about `tokens` tokens; `share` of the run moves the mixture."""
+def pack(rows: list[Encoded], tokens: int, rng: random.Random) -> list[Batch]:
+    """Batches of at most `tokens` ids, rows of one length together, in random order."""
+    batches: list[list[Encoded]] = [[]]
+    for row in sorted(rows, key=lambda r: len(r.ids)):
+        if (len(batches[-1]) + 1) * len(row.ids) > tokens and batches[-1]:
+            batches.append([])
+        batches[-1].append(row)
+    rng.shuffle(batches)
+    return [collate(batch, 0) for batch in batches if batch]
 
-    share: float = 1.0
-    small_first: bool = True
+
+class Stream:
+    """Training rows in numbered pools: a pool follows from the seed, its number and its share."""
 
     def __init__(
-        self, tokenizer: Tokenizer, real: RealMixture, seed: int, tokens: int, limit: int
+        self, tokenizer: Tokenizer, real: RealMixture, seed: int, limit: int, small_first: bool
     ) -> None:
-        self.tokenizer, self.real, self.tokens, self.limit = tokenizer, real, tokens, limit
-        self.rng = random.Random(seed)
+        self.tokenizer, self.real, self.seed, self.limit = tokenizer, real, seed, limit
+        self.small_first = small_first
 
-    def solution(self) -> Solution:
+    def solution(self, rng: random.Random, share: float = 1.0) -> Solution:
         """One draw of the mixture: real tutor moves, real sentences, synthetic work."""
-        roll = self.rng.random()
-        if roll < 0.12:
-            return self.real.draw_tutor(self.rng)
-        if roll < 0.20:
-            return self.real.draw_gsm(self.rng)
+        roll = rng.random()
+        if roll < TUTOR:
+            return self.real.draw_tutor(rng)
+        if roll < TUTOR + GSM:
+            return self.real.draw_gsm(rng)
         # Small numbers first: digits are learnt in a fraction of the time.
-        level = min(1.0, 0.1 + 4 * self.share) if self.small_first else 1.0
-        share = self.share if self.small_first else 1.0
-        context = Context(self.rng, level=level, loose=LOOSE)
-        return draw(context, share=share)
+        level = min(1.0, 0.1 + 4 * share) if self.small_first else 1.0
+        context = Context(rng, level=level, loose=LOOSE)
+        return draw(context, share=share if self.small_first else 1.0)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield from self.pool(24)
-
-    def pool(self, count: int) -> Iterator[Batch]:
-        """About `count` batches, sorted by length inside, in random order."""
+    def pool(self, number: int, tokens: int, share: float) -> list[Encoded]:
+        """Rows of about `tokens` ids in all, each with at least one label."""
+        rng = random.Random(f"{self.seed}/{number}")
         rows: list[Encoded] = []
         size = 0
-        while size < count * self.tokens:
-            row = encode(self.tokenizer, self.solution(), self.limit)
-            if all(label == IGNORE for label in row.labels):
-                continue
-            rows.append(row)
-            size += len(row.ids)
-        rows.sort(key=lambda r: len(r.ids))
-        batches: list[list[Encoded]] = [[]]
-        for row in rows:
-            if (len(batches[-1]) + 1) * len(row.ids) > self.tokens and batches[-1]:
-                batches.append([])
-            batches[-1].append(row)
-        self.rng.shuffle(batches)
-        for batch in batches:
-            yield collate(batch, 0)
+        while size < tokens:
+            row = encode(self.tokenizer, self.solution(rng, share), self.limit)
+            if any(label != IGNORE for label in row.labels):
+                rows.append(row)
+                size += len(row.ids)
+        return rows

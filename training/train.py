@@ -15,10 +15,15 @@ import argparse
 import itertools
 import logging
 import os
+import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +31,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForTokenClassification
 
-from .batches import IGNORE, Batch, Stream, separator_id
+from .batches import IGNORE, Batch, Encoded, Stream, pack, separator_id
 from .generator import ERRORS, stream
 from .kinds import KINDS_NAME, save_kinds
 from .muon import Muon
@@ -37,7 +42,8 @@ from .tokens import save_tokenizer, train_tokenizer
 log = logging.getLogger("training")
 
 SEED = 20240
-BATCH_TOKENS = 3072
+BATCH_TOKENS = 6144
+POOL_BATCHES = 24
 LIMIT_TOKENS = 320
 WIDTH = 160
 SAVE_EVERY_S = 240
@@ -123,7 +129,7 @@ class Run:
         seed: int = SEED,
     ) -> None:
         torch.manual_seed(seed)
-        self.init = init
+        self.init, self.data = init, data
         self.network = hidden_states
         self.out, self.resume = out, out.with_name(out.name + ".resume.pt")
         real = RealMixture(data)
@@ -133,8 +139,7 @@ class Run:
             else:
                 save_tokenizer(Tokenizer.from_file(str(init / "tokenizer.json")), out)
         self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-        self.stream = Stream(self.tokenizer, real, seed, BATCH_TOKENS, LIMIT_TOKENS)
-        self.stream.small_first = init is None
+        self.stream = Stream(self.tokenizer, real, seed, LIMIT_TOKENS, small_first=init is None)
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
         self.model = make_model(self.tokenizer.get_vocab_size(), pad)
@@ -154,7 +159,7 @@ class Run:
             ),
         ]
         self.base = [muon_lr, adam_lr]
-        self.steps, self.spent_s = 0, 0.0
+        self.steps, self.pools, self.spent_s = 0, 0, 0.0
         if self.resume.exists():
             self.load()
         elif init is not None:
@@ -169,9 +174,7 @@ class Run:
         self.naming.load_state_dict(state["naming"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        self.stream.rng.setstate(state["rng"])
-        torch.set_rng_state(state["torch_rng"])
-        self.steps, self.spent_s = state["steps"], state["spent_s"]
+        self.steps, self.pools, self.spent_s = state["steps"], state["pools"], state["spent_s"]
         log.info("resumed at step %d, %.0f s", self.steps, self.spent_s)
 
     def save(self) -> None:
@@ -181,9 +184,8 @@ class Run:
             "forecast": self.forecast.state_dict(),
             "naming": self.naming.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "rng": self.stream.rng.getstate(),
-            "torch_rng": torch.get_rng_state(),
             "steps": self.steps,
+            "pools": self.pools,
             "spent_s": self.spent_s,
         }
         part = self.resume.with_suffix(".part")
@@ -220,16 +222,49 @@ class Run:
         return tuple(value.item() for value in values)
 
 
+_STREAM: list[Stream] = []  # of the process that writes solutions
+
+
+def _open_stream(*about: Any) -> None:
+    tokenizer, data, *rest = about
+    _STREAM.append(Stream(Tokenizer.from_file(tokenizer), RealMixture(data), *rest))
+
+
+def _write_pool(number: int, tokens: int, share: float) -> list[Encoded]:
+    return _STREAM[0].pool(number, tokens, share)
+
+
+def pools(run: Run, minutes: float) -> Iterator[list[Batch]]:
+    """Endless pools of batches; the next one's solutions are written in a process beside."""
+    about = (str(run.out / "tokenizer.json"), run.data, run.stream.seed, LIMIT_TOKENS)
+    writer = ProcessPoolExecutor(
+        1, get_context("spawn"), _open_stream, (*about, run.stream.small_first)
+    )
+
+    def ask(number: int) -> Future[list[Encoded]]:
+        share = run.spent_s / (60 * minutes)
+        return writer.submit(_write_pool, number, POOL_BATCHES * BATCH_TOKENS, share)
+
+    try:
+        asked = ask(run.pools)
+        while True:
+            run.pools += 1
+            rows, asked = asked.result(), ask(run.pools)
+            rng = random.Random(f"order/{run.stream.seed}/{run.pools}")
+            yield pack(rows, BATCH_TOKENS, rng)
+    finally:
+        writer.shutdown(cancel_futures=True)
+
+
 def train(run: Run, minutes: float) -> None:
     """Train until the minutes are spent, saving every few of them."""
     before, saved, seen = run.spent_s, time.monotonic(), 0
     start = time.monotonic()
     mean: list[float] = []
-    for batch in run.stream:
+    for batch in itertools.chain.from_iterable(pools(run, minutes)):
         share = run.spent_s / (60 * minutes)
         if share >= 1:
             break
-        run.stream.share = share
         now = run.step(batch, share)
         mean = [0.98 * m + 0.02 * n for m, n in zip(mean or now, now, strict=True)]
         seen += batch.ids.numel()

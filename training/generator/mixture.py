@@ -27,21 +27,21 @@ def _drafts(context: Context, error_chance: float) -> Solution:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "linear": (equations.solution, 30),
+    "linear": (equations.solution, 34),
     "draft": (_drafts, 14),
-    "tutor": (_tutor, 16),
-    "sentences": (worded.sentences, 16),
+    "tutor": (_tutor, 18),
+    "sentences": (worded.sentences, 11),
     "story": (worded.story, 8),
-    "evaluation": (arithmetic.evaluation, 10),
-    "fractions": (arithmetic.fractions, 5),
+    "evaluation": (arithmetic.evaluation, 14),
+    "fractions": (arithmetic.fractions, 6),
     "fact": (systems.fact, 7),
-    "system": (systems.system, 10),
+    "system": (systems.system, 13),
     "quadratic": (systems.quadratic, 4),
 }
 # Trained on and never measured: sums alone, the densest lesson in digits there is.
 LESSONS: dict[str, tuple[Family, float]] = {
-    "sums": (worded.sums, 6),
-    "drills": (worded.drills, 10),
+    "sums": (worded.sums, 8),
+    "drills": (worded.drills, 12),
 }
 EARLY = {
     "sums": 25,
