@@ -185,6 +185,15 @@ def test_export_default_out_is_beside_the_caller(
     assert Scorer.load("tiny-prm").package.manifest.name == "tiny-prm"
 
 
+def test_export_tells_of_int8_where_it_was_left_open(tmp_path: Path, texts: Path) -> None:
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
+    told = "the same with --add --precision int8"
+    lines = run(checkpoint, tmp_path / "open", texts)["lines"]
+    assert lines[-1].endswith(told)
+    lines = run(checkpoint, tmp_path / "asked", texts, precision="fp32")["lines"]
+    assert not any(told in line for line in lines)
+
+
 def test_export_same_checkpoint_gives_same_bytes(tmp_path: Path, texts: Path) -> None:
     checkpoint = checkpoints.trl_llama(tmp_path / "tiny")
     digests = []

@@ -25,7 +25,17 @@ from .contents import identity, license_of, new_manifest, write_small_files
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
 from .pace import paced
-from .plan import AUTO, CUDA, NATIVE, ExportOptions, Plan, make_plan
+from .plan import (
+    AUTO,
+    CUDA,
+    FP32,
+    INT8,
+    NATIVE,
+    ExportOptions,
+    Plan,
+    make_plan,
+    quantizable,
+)
 from .quantization.kinds import MENUS
 from .quantization.layers import LayerRunner, StoredReference, run_reference
 from .quantization.search import Quantized, build_within_target
@@ -69,6 +79,11 @@ def export(options: ExportOptions, say: Say = lambda line: None) -> ExportResult
             plan, work, half = _decided(plan, work, writer, options.precision == AUTO, say)
         report = _write(plan, writer, work, half, say)
     say(f"wrote {options.out_path}")
+    # float32 is what is made unasked: exact, in seconds, for every checkpoint that can be read;
+    # int8 takes minutes, and a model may not stand it
+    unasked = options.precision == AUTO and plan.options.precision == FP32 and not options.add
+    if unasked and quantizable(plan.backend, plan.decoder):
+        say(f"smaller and faster on a CPU, in some minutes: the same with --add --precision {INT8}")
     return ExportResult(out=options.out_path, report=report)
 
 

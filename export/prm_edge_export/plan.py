@@ -304,6 +304,12 @@ def _separator(
     )
 
 
+def quantizable(backend: str, decoder: DecoderConfig | None) -> bool:
+    """Whether int8 and int4 know this model's layers."""
+    known = decoder is not None and decoder.model_type in INT8_MODEL_TYPES
+    return backend == NATIVE and known
+
+
 def _backend(
     options: ExportOptions, checkpoint: Checkpoint, head: Head, reasons: list[str]
 ) -> tuple[str, DecoderConfig | None]:
@@ -313,9 +319,7 @@ def _backend(
     backend = options.backend
     if backend == "auto":
         backend = NATIVE if native else OPTIMUM
-    if options.precision in QUANTIZED and not (
-        backend == NATIVE and decoder is not None and decoder.model_type in INT8_MODEL_TYPES
-    ):
+    if options.precision in QUANTIZED and not quantizable(backend, decoder):
         raise UnsupportedError(
             f"--precision {options.precision} is for {', '.join(INT8_MODEL_TYPES)} with the native "
             f"backend, this is model_type {model_type} with the {backend} backend; use "
