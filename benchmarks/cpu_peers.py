@@ -18,6 +18,7 @@ classification head. An engine that is not installed is said to be missing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -107,7 +108,8 @@ def torch_engine(model: Any, name: str) -> Engine:
 
 
 def openvino_engines(model: Any) -> list[Engine]:
-    """OpenVINO on the traced model: float32, bf16, and 8-bit weights with dynamic quantization."""
+    """OpenVINO on the traced model: float32, bf16, and 8-bit weights with dynamic quantization,
+    what is between the products in either."""
     try:
         import openvino  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -142,10 +144,10 @@ def openvino_engines(model: Any) -> list[Engine]:
     except ImportError:
         print("missing: OpenVINO int8 (pip install nncf)")
     else:
-        for group in OPENVINO_GROUPS:
-            name = f"int8 weights, dynamic groups of {group}"
+        for group, between in itertools.product(OPENVINO_GROUPS, ("bf16", "f32")):
+            name = f"int8 weights, dynamic groups of {group}, {between} between"
             ways[name] = {
-                "INFERENCE_PRECISION_HINT": "bf16",
+                "INFERENCE_PRECISION_HINT": between,
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             }
             models[name] = nncf.compress_weights(
