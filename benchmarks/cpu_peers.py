@@ -1,6 +1,6 @@
 """How fast is int8 on a CPU beside other engines, and how far from torch in float32?
 
-    python benchmarks/gguf_files.py FILE.gguf GGUF
+    python benchmarks/gguf_files.py FILE.gguf GGUF      # or a shape: qwen2.5-0.5b
     python benchmarks/cpu_peers.py --package PKG --checkpoint CKPT \\
         --gguf GGUF/Q8_0.gguf --gguf GGUF/Q4_0.gguf --stock ONNX
     python benchmarks/cpu_peers.py --shape qwen2.5-0.5b --report PKG/cpu-int8/report.json
