@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -21,6 +22,10 @@ SEPARATOR = "\n"
 LOOSE = 0.5
 # Shares of real moves and of real sentences.
 TUTOR, GSM = 0.05, 0.06
+
+
+# How a run begins: with sums of small numbers, with sums, or with the final mixture.
+Start = Literal["small", "drills", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +134,10 @@ class Stream:
     """Training rows in numbered pools: a pool follows from the seed, its number and its share."""
 
     def __init__(
-        self, tokenizer: Tokenizer, real: RealMixture, seed: int, limit: int, small_first: bool
+        self, tokenizer: Tokenizer, real: RealMixture, seed: int, limit: int, start: Start
     ) -> None:
         self.tokenizer, self.real, self.seed, self.limit = tokenizer, real, seed, limit
-        self.small_first = small_first
+        self.start = start
 
     def solution(self, rng: random.Random, share: float = 1.0) -> Solution:
         """One draw of the mixture: real tutor moves, real sentences, synthetic work."""
@@ -142,9 +147,9 @@ class Stream:
         if roll < TUTOR + GSM:
             return self.real.draw_gsm(rng)
         # Small numbers first: digits are learnt in a fraction of the time.
-        level = min(1.0, 0.1 + 4 * share) if self.small_first else 1.0
+        level = min(1.0, 0.1 + 4 * share) if self.start == "small" else 1.0
         context = Context(rng, level=level, loose=LOOSE)
-        return draw(context, share=share if self.small_first else 1.0)
+        return draw(context, share=1.0 if self.start == "mixed" else share)
 
     def pool(self, number: int, tokens: int, share: float) -> list[Encoded]:
         """Rows of about `tokens` ids in all, each with at least one label."""

@@ -45,7 +45,14 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
 
 
 def hidden_states(model: Any, ids: torch.Tensor, exact: bool = False) -> torch.Tensor:
-    """Last hidden states of a `LlamaForTokenClassification`: (B, T) -> (B, T, H).
+    """Last hidden states of a `LlamaForTokenClassification`: (B, T) -> (B, T, H)."""
+    return both_states(model, ids, exact)[1]
+
+
+def both_states(
+    model: Any, ids: torch.Tensor, exact: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states after two thirds of the layers, and the last ones: (B, T) -> twice (B, T, H).
 
     Right padding under a causal mask changes no real position, so no mask is taken.
     """
@@ -58,7 +65,10 @@ def hidden_states(model: Any, ids: torch.Tensor, exact: bool = False) -> torch.T
     cos, sin = angles.cos(), angles.sin()
     x = body.embed_tokens(ids).flatten(0, 1)  # (B * T, H)
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    for layer in body.layers:
+    half_way = x
+    for index, layer in enumerate(body.layers):
+        if index == 2 * len(body.layers) // 3:
+            half_way = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         attention, mlp = layer.self_attn, layer.mlp
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight = torch.cat([part.weight for part in parts])
@@ -74,4 +84,5 @@ def hidden_states(model: Any, ids: torch.Tensor, exact: bool = False) -> torch.T
         weight = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
         gate, up = product(_norm(x, layer.post_attention_layernorm.weight, eps), weight).chunk(2, 1)
         x = x + product(silu(gate) * up, mlp.down_proj.weight)
-    return _norm(x, body.norm.weight, eps).view(batch, length, -1)
+    last = _norm(x, body.norm.weight, eps)
+    return half_way.view(batch, length, -1), last.view(batch, length, -1)

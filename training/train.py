@@ -35,7 +35,7 @@ from .batches import IGNORE, Batch, Encoded, Stream, pack, separator_id
 from .generator import ERRORS, stream
 from .kinds import KINDS_NAME, save_kinds
 from .muon import Muon
-from .network import hidden_states
+from .network import both_states
 from .real import RealMixture
 from .tokens import save_tokenizer, train_tokenizer
 
@@ -83,20 +83,25 @@ def make_model(vocabulary: int, pad: int) -> LlamaForTokenClassification:
 
 
 def losses(
+    half_way: torch.Tensor,
     hidden: torch.Tensor,
     model: torch.nn.Module,
     forecast: torch.nn.Module,
     naming: torch.nn.Module,
     batch: Batch,
 ) -> tuple[torch.Tensor, ...]:
-    """Of hidden (B, T, H): step loss; helpers' (good so far, next token); kinds'; accuracy."""
+    """Of hidden (B, T, H): step loss; helpers' (good so far, next token); kinds'; accuracy.
+
+    What comes next is asked half-way up: a network that knows it only at the top has no layer left
+    in which the next token could look back, compare itself with it, and tell the separator.
+    """
     at = batch.labels != IGNORE
     logits = model.score(hidden[at])  # (steps, 2)
     labels = batch.labels[at]
     step_loss = cross_entropy(logits, labels)
     spoken = batch.targets != IGNORE
     # A batch of wrong lines only has no next token to teach: a sum over none is zero, not NaN.
-    token_loss = cross_entropy(forecast(hidden[spoken]), batch.targets[spoken], reduction="sum")
+    token_loss = cross_entropy(forecast(half_way[spoken]), batch.targets[spoken], reduction="sum")
     token_loss = token_loss / spoken.sum().clamp(min=1)
     inside = batch.so_far != IGNORE
     so_far_loss = cross_entropy(model.score(hidden[inside]), batch.so_far[inside], reduction="sum")
@@ -127,10 +132,11 @@ class Run:
         adam_lr: float,
         init: Path | None = None,
         seed: int = SEED,
+        drills: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.init, self.data = init, data
-        self.network = hidden_states
+        self.network = both_states
         self.out, self.resume = out, out.with_name(out.name + ".resume.pt")
         real = RealMixture(data)
         if not (out / "tokenizer.json").exists():
@@ -139,7 +145,8 @@ class Run:
             else:
                 save_tokenizer(Tokenizer.from_file(str(init / "tokenizer.json")), out)
         self.tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-        self.stream = Stream(self.tokenizer, real, seed, LIMIT_TOKENS, small_first=init is None)
+        start = "small" if init is None else "drills" if drills else "mixed"
+        self.stream = Stream(self.tokenizer, real, seed, LIMIT_TOKENS, start)
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
         self.model = make_model(self.tokenizer.get_vocab_size(), pad)
@@ -207,12 +214,12 @@ class Run:
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
-        hidden = self.network(self.model, batch.ids)  # (B, T) -> (B, T, H)
+        states = self.network(self.model, batch.ids)  # (B, T) -> twice (B, T, H)
         step_loss, so_far_loss, token_loss, kind_loss, accuracy = losses(
-            hidden, self.model, self.forecast, self.naming, batch
+            *states, self.model, self.forecast, self.naming, batch
         )
         weight = 1 - 0.8 * share
-        (step_loss + weight * (so_far_loss + 0.5 * token_loss) + kind_loss).backward()
+        (step_loss + weight * (so_far_loss + token_loss) + kind_loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -237,9 +244,7 @@ def _write_pool(number: int, tokens: int, share: float) -> list[Encoded]:
 def pools(run: Run, minutes: float) -> Iterator[list[Batch]]:
     """Endless pools of batches; the next one's solutions are written in a process beside."""
     about = (str(run.out / "tokenizer.json"), run.data, run.stream.seed, LIMIT_TOKENS)
-    writer = ProcessPoolExecutor(
-        1, get_context("spawn"), _open_stream, (*about, run.stream.small_first)
-    )
+    writer = ProcessPoolExecutor(1, get_context("spawn"), _open_stream, (*about, run.stream.start))
 
     def ask(number: int) -> Future[list[Encoded]]:
         share = run.spent_s / (60 * minutes)
@@ -296,15 +301,18 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="1.4 times as fast; needs a C++ compiler"
     )
+    parser.add_argument(
+        "--drills", action="store_true", help="with --init: begin with mostly sums all the same"
+    )
     parser.add_argument("--muon-lr", type=float, default=2e-3)
     parser.add_argument("--adam-lr", type=float, default=1e-3)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    run = Run(args.out, args.data, args.muon_lr, args.adam_lr, args.init, args.seed)
+    run = Run(args.out, args.data, args.muon_lr, args.adam_lr, args.init, args.seed, args.drills)
     if args.compile:
-        run.network = torch.compile(hidden_states, dynamic=True)
+        run.network = torch.compile(both_states, dynamic=True)
     train(run, args.minutes)
 
 
