@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForTokenClassification
 
-from training.network import hidden_states
+from training.network import both_states, hidden_states
 
 
 def make(kv_heads: int) -> LlamaForTokenClassification:
@@ -32,6 +32,17 @@ def test_hidden_states_are_those_of_transformers() -> None:
             assert torch.allclose(hidden_states(model, ids, exact=True), expected, atol=1e-5)
             rounded = (hidden_states(model, ids) - expected).norm() / expected.norm()
         assert 0 < rounded < 0.03
+
+
+def test_the_state_half_way_is_that_of_transformers() -> None:
+    model = make(2)
+    ids = torch.randint(1, 50, (3, 21))
+    with torch.no_grad():
+        # [0] is the embedding, [2] what two of the three layers make of it
+        expected = model.model(input_ids=ids, output_hidden_states=True).hidden_states[2]
+        found = both_states(model, ids, exact=True)[0]
+    size = (expected.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    assert torch.allclose(found, expected / size, atol=1e-4)
 
 
 def test_rounded_gradients_point_the_same_way() -> None:
