@@ -139,6 +139,19 @@ def misdo(rng: Random, source: str) -> tuple[str, str] | None:
     return change if change and change[0] != source else None
 
 
+def near_miss(rng: Random, chain: str) -> Change | None:
+    """Make the whole result of a true chain a little wrong: what only exact arithmetic can tell."""
+    head, _, last = chain.rpartition("=")
+    if not last.lstrip("-").isdigit():
+        return None
+    steps = (1, 1, 2, rng.randint(1, 9), 10, 10, 20, 100)
+    step = rng.choice(steps[: 2 + 2 * len(last.lstrip("-"))]) * rng.choice((-1, 1))
+    wrong = int(last) + step
+    if (wrong < 0) != (int(last) < 0):
+        return None
+    return f"{head}={wrong}", "slip"
+
+
 def break_chain(rng: Random, chain: str) -> Change | None:
     """Change a true numeric chain so that it is false."""
     head, _, last = chain.rpartition("=")

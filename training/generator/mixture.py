@@ -41,7 +41,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
 # Trained on and never measured: sums alone, the densest lesson in digits there is.
 LESSONS: dict[str, tuple[Family, float]] = {
     "sums": (worded.sums, 8),
-    "drills": (worded.drills, 12),
+    "drills": (worded.drills, 30),
 }
 EARLY = {
     "sums": 25,
