@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 
 from .generator import ERRORS, Context, Line, Solution, draw
+from .generator.mixture import Start
 from .real import RealMixture
 
 IGNORE = -100
@@ -22,10 +22,6 @@ SEPARATOR = "\n"
 LOOSE = 0.5
 # Shares of real moves and of real sentences.
 TUTOR, GSM = 0.05, 0.06
-
-
-# How a run begins: with sums of small numbers, with sums, or with the final mixture.
-Start = Literal["small", "drills", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +138,8 @@ class Stream:
     def solution(self, rng: random.Random, share: float = 1.0) -> Solution:
         """One draw of the mixture: real tutor moves, real sentences, synthetic work."""
         roll = rng.random()
+        if self.start == "drills" and share < 0.4:
+            roll = 1.0
         if roll < TUTOR:
             return self.real.draw_tutor(rng)
         if roll < TUTOR + GSM:
@@ -149,7 +147,7 @@ class Stream:
         # Small numbers first: digits are learnt in a fraction of the time.
         level = min(1.0, 0.1 + 4 * share) if self.start == "small" else 1.0
         context = Context(rng, level=level, loose=LOOSE)
-        return draw(context, share=1.0 if self.start == "mixed" else share)
+        return draw(context, share=share, start=self.start)
 
     def pool(self, number: int, tokens: int, share: float) -> list[Encoded]:
         """Rows of about `tokens` ids in all, each with at least one label."""

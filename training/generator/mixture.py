@@ -1,14 +1,16 @@
 """The training mixture: which family writes the next solution.
 
-In: a `Context`. Out: a `Solution`. Weights are per solution; during the first half of a
-run from nothing they move from `EARLY`, mostly bare sums, to those of `FAMILIES`: digits first,
-since every other family needs them. Imports its siblings only.
+In: a `Context`. Out: a `Solution`. Weights are per solution. Digits first, since every other
+family needs them: during the first half of a run from nothing they move from `EARLY`, mostly bare
+sums, to those of `FAMILIES`; a run from finished weights may begin with drills alone.
+Imports its siblings only.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from . import arithmetic, equations, systems, tutor, worded
 from .algebra import AlgebraError
@@ -58,20 +60,31 @@ EARLY = {
     "quadratic": 1,
 }
 _WRITERS = FAMILIES | LESSONS
+# How a run begins: with sums of small numbers, with drills alone, or with the final mixture.
+Start = Literal["small", "drills", "mixed"]
 
 
-def weights(share: float) -> list[float]:
-    """Weight of each writer after `share` of the run."""
-    late = min(1.0, 2 * share)
-    return [late * w + (1 - late) * EARLY[name] for name, (_, w) in _WRITERS.items()]
+def weights(share: float, start: Start = "mixed") -> list[float]:
+    """Weight of each writer after `share` of a run that began in some way."""
+    if start == "mixed":
+        late, early = 1.0, EARLY
+    elif start == "small":
+        late, early = min(1.0, 2 * share), EARLY
+    else:
+        late, early = min(1.0, max(0.0, (share - 0.4) / 0.2)), {"drills": sum(EARLY.values())}
+    return [late * w + (1 - late) * early.get(name, 0) for name, (_, w) in _WRITERS.items()]
 
 
 def draw(
-    context: Context, family: str = "", error_chance: float | None = None, share: float = 1.0
+    context: Context,
+    family: str = "",
+    error_chance: float | None = None,
+    share: float = 1.0,
+    start: Start = "mixed",
 ) -> Solution:
     """One solution of `family`, or of one drawn by weight; errors at the rate of training."""
     rng = context.rng
-    names, chances = list(_WRITERS), weights(share)
+    names, chances = list(_WRITERS), weights(share, start)
     while True:
         name = family or rng.choices(names, chances)[0]
         rate = error_chance if error_chance is not None else rng.choice((0.0, 0.2, 0.4, 0.5))

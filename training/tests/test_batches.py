@@ -10,6 +10,7 @@ import pytest
 from training import batches
 from training.batches import IGNORE, Encoded, Stream, encode, pack
 from training.generator import Line, Solution
+from training.generator.mixture import Start
 from training.tokens import train_tokenizer
 
 TEXTS = ["Solve 3x + 4 = 19", "so x = 5", "\n", "12 + 30 = 42", "half of 7.5 is 3.75"] * 40
@@ -23,7 +24,7 @@ def made_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "GSM", 0.0)
 
 
-def stream(start: batches.Start = "mixed") -> Stream:
+def stream(start: Start = "mixed") -> Stream:
     return Stream(TOKENIZER, cast("Any", None), 7, 320, start)
 
 
@@ -36,13 +37,13 @@ def test_a_pool_follows_from_its_number_and_share() -> None:
 
 
 @pytest.mark.usefixtures("made_only")
-def test_a_run_that_begins_with_drills_is_mostly_sums() -> None:
-    def sums(start: batches.Start, share: float) -> float:
+def test_a_run_that_begins_with_drills_is_sums_alone() -> None:
+    def sums(start: Start, share: float) -> float:
         drawn = stream(start)
         rng = random.Random(0)
         return sum(drawn.solution(rng, share).template == "sums" for _ in range(300)) / 300
 
-    assert sums("drills", 0.0) > 0.5
+    assert sums("drills", 0.3) == 1
     assert sums("drills", 1.0) < 0.35
     assert sums("mixed", 0.0) < 0.35
 
