@@ -171,7 +171,7 @@ class Run:
             self.load()
         elif init is not None:
             self.model.load_state_dict(load_file(init / "model.safetensors"))
-            self.naming.weight.data = load_file(init / KINDS_NAME)["weight"]
+            self.naming.weight.data = load_file(init / KINDS_NAME)["weight"].float()
 
     def load(self) -> None:
         """Go on from the resume file."""
