@@ -193,10 +193,19 @@ def test_low_levels_draw_small_sums() -> None:
 
 
 def test_weights_move_from_sums_to_the_mixture() -> None:
-    early, middle, late = weights(0.0), weights(0.25), weights(0.5)
+    early, middle, late = (weights(share, "small") for share in (0.0, 0.25, 0.5))
     assert [EARLY[name] for name in FAMILIES | LESSONS] == early
     assert late == weights(1.0) == [w for _, w in (FAMILIES | LESSONS).values()]
     assert all(min(a, c) <= b <= max(a, c) for a, b, c in zip(early, middle, late, strict=True))
+    assert weights(0.0) == late
+
+
+def test_a_run_may_begin_with_drills_alone() -> None:
+    for share in (0.0, 0.4):
+        found = dict(zip(FAMILIES | LESSONS, weights(share, "drills"), strict=True))
+        assert [name for name, weight in found.items() if weight] == ["drills"]
+    assert weights(0.6, "drills") == pytest.approx(weights(1.0))
+    assert min(weights(0.5, "drills")) > 0
 
 
 def test_same_answer_drafts_agree_and_cancel() -> None:
