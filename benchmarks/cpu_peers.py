@@ -40,7 +40,7 @@ from prm_edge_export.model_config import DecoderConfig
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import build_quantized
 from prm_edge_export.quantization.kinds import KINDS, UNITS, layer_prefix
-from prm_edge_export.quantization.weights import quantize
+from prm_edge_export.quantization.weights import Inputs, quantize_channels
 from prm_edge_runtime.engine import DecoderEngine, open_engine
 from prm_edge_runtime.manifest import DECODER, Variant
 from prm_edge_runtime.package import Package, open_package
@@ -268,7 +268,7 @@ def random_graphs(shape: Shape, report: Path, folder: Path) -> tuple[Any, Decode
     calibration = Calibration()
     for unit in UNITS:
         weight = torch.cat([tensors.torch(*named) for named in shape.tensors(unit.parts)])
-        channels, blocks = quantize(weight, None)
+        channels = quantize_channels(weight, Inputs())
         count = len(unit.graph)
         for at, name in enumerate(unit.graph):
             path = folder / f"{name}.npz"
@@ -276,8 +276,6 @@ def random_graphs(shape: Shape, report: Path, folder: Path) -> tuple[Any, Decode
                 path,
                 int8=channels.values.chunk(count)[at].T.contiguous().numpy(),
                 int8_scales=channels.scales.chunk(count)[at].numpy(),
-                blocks=blocks.values.chunk(count)[at].numpy(),
-                block_scales=blocks.scales.chunk(count)[at].numpy(),
             )
             for layer in range(shape.layers):
                 calibration.stored[layer_prefix(layer) + name] = path

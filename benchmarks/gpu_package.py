@@ -25,7 +25,7 @@ from prm_edge_export.proof import load_texts
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.kinds import CUDA_MENU, UNITS, W4, layer_prefix
 from prm_edge_export.quantization.weight_only import FORMS
-from prm_edge_export.quantization.weights import quantize_blocks
+from prm_edge_export.quantization.weights import Inputs, quantize_blocks
 from prm_edge_export.ranges import Folds
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.hashing import hash_file
@@ -146,7 +146,7 @@ def rounded(shape: Shape, tensors: RandomTensors, scratch: Path) -> Calibration:
     calibration = Calibration(menu=CUDA_MENU)
     for unit in UNITS:
         parts = [tensors.torch(name, size) for name, size in shape.tensors(unit.parts)]
-        blocks = quantize_blocks(torch.cat(parts), [], FORMS[W4], torch.float16)
+        blocks = quantize_blocks(torch.cat(parts), Inputs(), FORMS[W4], torch.float16)
         count = len(unit.graph)
         for at, graph in enumerate(unit.graph):
             path = scratch / f"{graph}.npz"

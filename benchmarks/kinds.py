@@ -24,7 +24,7 @@ from prm_edge_export.graph import IR_VERSION, MICROSOFT, OPSET
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.graph import QuantizedBuilder
 from prm_edge_export.quantization.kinds import KINDS
-from prm_edge_export.quantization.weights import quantize
+from prm_edge_export.quantization.weights import Inputs, quantize_channels
 from prm_edge_export.weights import WeightFile
 from prm_edge_runtime.ort import open_session
 
@@ -35,14 +35,12 @@ SHAPES: Final = ((576, 960), (576, 576), (576, 1536), (1536, 576), (896, 4864), 
 def make_session(folder: Path, kind: str, weight: torch.Tensor) -> Any:
     """One linear (N, K) of a kind, from (B, S, K) to (B, S, N)."""
     outputs, inputs = weight.shape
-    channels, blocks = quantize(weight, None)
+    channels = quantize_channels(weight, Inputs())
     stored = folder / "stored.npz"
     np.savez(
         stored,
         int8=channels.values.T.contiguous().numpy(),
         int8_scales=channels.scales.numpy(),
-        blocks=blocks.values.numpy(),
-        block_scales=blocks.scales.numpy(),
     )
     calibration = Calibration(stored={"linear": stored})
     with WeightFile(folder / "model.onnx.data") as weights:

@@ -30,7 +30,7 @@ VERIFIED: list[dict[str, Any]] = [
     {"problem": "Solve 2x + 3 = 11.", "steps": ["2x = 8", "x = 5", "\\boxed{5}"], "label": 1},
     {"problem": "What is ½ of 7?", "steps": ["7 / 2 = 3.5", "", "  so 3,5 — done\n"], "label": -1},
 ]
-KINDS_IN_TURN = ("int8", "int8x2", "blocks", "fp32")
+KINDS_IN_TURN = ("int8", "int8x2", "fp32")
 
 
 def write_texts(path: Path, solutions: Sequence[dict[str, Any]]) -> Path:

@@ -25,7 +25,7 @@ from prm_edge_runtime.encoding import RecipeEncoder
 
 pytestmark = pytest.mark.browser
 
-KINDS_IN_TURN = ("int8", "int8x2", "blocks", "fp32")
+KINDS_IN_TURN = ("int8", "int8x2", "fp32")
 
 EXAMPLE = ROOT / "examples" / "browser"
 BUILT_IN = ROOT / "runtime" / "prm_edge_runtime" / "default_package"
@@ -84,7 +84,7 @@ def browser() -> Iterator[Any]:
 # onnxruntime-web infers from what the package says of the projection before it.
 MIXED = {
     "in-turn": KINDS_IN_TURN,
-    "floats-behind-int8": ("int8", "fp32", "int8x2", "blocks", "int8x2", "fp32", "blocks", "int8"),
+    "floats-behind-int8": ("int8", "fp32", "int8x2", "int8x2", "fp32", "int8"),
 }
 
 

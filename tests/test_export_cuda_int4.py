@@ -25,7 +25,7 @@ from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.model_config import read_config
 from prm_edge_export.quantization import search
 from prm_edge_export.quantization.kinds import UNITS
-from prm_edge_export.quantization.weights import BLOCKS8, CUDA4, quantize_blocks
+from prm_edge_export.quantization.weights import BLOCKS8, CUDA4, Inputs, quantize_blocks
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ConfigError, EngineError, ProofError, UnsupportedError
 from prm_edge_runtime.package import open_package
@@ -238,7 +238,7 @@ def test_quantize_blocks_keeps_scales_that_float16_holds(form: Any, compensated:
     weight[1, :32] *= 1e-7  # smaller than float16's normal numbers
     rows = torch.randn(400, 100)
     hessian = [rows.T @ rows] if compensated else []
-    blocks = quantize_blocks(weight, hessian, form, torch.float16)
+    blocks = quantize_blocks(weight, Inputs.of(hessian), form, torch.float16)
     assert torch.equal(blocks.scales, blocks.scales.half().float())
     assert blocks.scales.half().ne(0).all()
     restored = blocks.restored(100)

@@ -1,7 +1,8 @@
 """Calibrate one layer after the other: smoothing, compensated int8 weights, errors of each kind.
 
 In: the reference, layer by layer, and encoded worked solutions. Out: for every linear what folding
-it gets, its int8 weights in a scratch folder, and the measured error of each kind.
+it gets, its rounded weights in a scratch folder, and the measured error of each kind; of two bases
+the one that loses less.
 T tokens, N outputs, K inputs.
 """
 
@@ -21,17 +22,9 @@ from prm_edge_runtime.encoding import Encoded
 
 from ..model_config import DecoderConfig
 from . import weights
-from .kinds import BLOCKS, FP32, INT4, INT8, INT8_MENU, INT8X2, UNITS, Menu, Unit, layer_prefix
+from .kinds import FP32, INT4, INT8, INT8_MENU, INT8X2, UNITS, Menu, Unit, layer_prefix
 from .layers import Batch, LayerRunner
-from .measuring import (
-    JUDGED_TOKENS,
-    Rounding,
-    Seen,
-    error_of,
-    first_tokens,
-    run_and_catch,
-    weights_of,
-)
+from .measuring import Judge, Rounding, Seen, run_and_catch, weights_of
 
 # SmoothQuant's strengths (arXiv:2211.10438); None leaves the scales out
 STRENGTHS: Final = (None, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -117,26 +110,39 @@ def calibrate(
 
 
 @torch.inference_mode()
-def sampled_error(
-    runner: LayerRunner,
+def compare_bases(
+    plain: LayerRunner,
+    turned: LayerRunner,
+    turn: Callable[[torch.Tensor], torch.Tensor],
     config: DecoderConfig,
     records: Sequence[Encoded],
-    scratch: Path,
     menu: Menu = INT8_MENU,
-) -> float:
-    """What a few layers would lose with all their linears in the cheapest kind, in this basis."""
-    result = Calibration(menu=menu)
-    batches = runner.batches(records)
+) -> tuple[float, float]:
+    """What a few layers lose with all their linears in the cheapest kind, in one basis or another.
+
+    ``plain`` goes through the layers; ``turned`` holds the same model in the basis that ``turn``
+    takes streams into, and only runs the layers that are sampled.
+    """
+    lost = [0.0, 0.0]
+    batches, others = plain.batches(records), turned.batches(records)
     count = min(SAMPLED_LAYERS, config.layers)
     sampled = {config.layers * (2 * at + 1) // (2 * count) for at in range(count)}
     for index in range(max(sampled) + 1):
-        runner.load(index)
-        if index in sampled:
-            _layer(runner, config, index, batches, scratch, result)
+        plain.load(index)
+        if index not in sampled:
+            for batch in batches:
+                batch.stream = plain.forward(batch.stream)
             continue
-        for batch in batches:
-            batch.stream = runner.forward(batch.stream)
-    return sum(unit.errors[menu.kinds[0]] for unit in result.units)
+        for batch, other in zip(batches, others, strict=True):
+            other.stream = turn(batch.stream)
+        turned.take_opening(plain, turn)
+        for at, (runner, used) in enumerate(((plain, batches), (turned, others))):
+            if runner is turned:
+                runner.load(index)  # into the same module, where the two share one
+            layer = _Layer(runner, config, used, Calibration(menu=menu), index)
+            for unit in UNITS:
+                lost[at] += layer.errors(unit, (menu.kinds[0],))[menu.kinds[0]]
+    return lost[0], lost[1]
 
 
 def _layer(
@@ -148,55 +154,86 @@ def _layer(
     result: Calibration,
 ) -> None:
     """Calibrate the loaded layer, and move the streams on past it."""
-    judged = first_tokens(batches, JUDGED_TOKENS)
-    before = {at: batches[at].stream for at in judged}
-    inputs, norms = run_and_catch(runner, batches)
-    after = {at: batches[at].stream for at in judged}
-    folded = []
-    for unit in UNITS:
-        smoothing, strength = _smoothing(
-            runner.layer, config, unit, inputs[unit.name], norms, result.menu
-        )
-        folded.append((unit, smoothing, strength))
-    for unit, smoothing, _ in folded:
-        if smoothing is not None:
-            _fold(runner.layer, config, unit, smoothing, layer_prefix(index), result.folds)
-    runner.settle()
+    layer = _Layer(runner, config, batches, result, index)
     result.opening.append(runner.opening_kv())
-    for unit, smoothing, strength in folded:
-        hessian = inputs.pop(unit.name).hessian
-        if smoothing is not None:
-            each = torch.split(_per_input(config, unit, smoothing), weights.MAX_COMPENSATED)
-            for square, scales in zip(hessian, each, strict=True):
-                square /= torch.outer(scales, scales)
-        weight = torch.cat(weights_of(runner.layer, unit))
-        inputs_of, size = weight.shape[1], weight.numel()
-        form = weights.BLOCKS4 if INT4 in result.menu.kinds else weights.BLOCKS8
-        channels, blocks = weights.quantize(weight, hessian, form)
-        del weight
-        _keep(channels, blocks, unit, index, scratch, result)
-        # restored when its turn comes: each is as large as the weight
-        kinds: dict[str, tuple[Callable[[], torch.Tensor], Rounding]] = {
-            INT8: (channels.restored, weights.round_tokens),
-            INT8X2: (channels.restored, weights.round_tokens_twice),
-            BLOCKS: (partial(blocks.restored, inputs_of), weights.round_token_blocks),
-            INT4: (partial(blocks.restored, inputs_of), _rounding(INT4)),
-        }
-        errors = {
-            kind: error_of(runner, unit, restored(), rounding, batches, before, after)
-            for kind, (restored, rounding) in kinds.items()
-            if kind in result.menu.kinds
-        }
+    for unit in UNITS:
+        errors = layer.errors(unit, result.menu.kinds, scratch)
         result.units.append(
             Measured(
                 layer=index,
                 unit=unit.name,
-                multiply_adds=size,
-                strength=strength,
+                multiply_adds=sum(weight.numel() for weight in weights_of(runner.layer, unit)),
+                strength=layer.strengths[unit.name],
                 compensated=True,
                 errors={**errors, FP32: 0.0},
             )
         )
+
+
+class _Layer:
+    """The loaded layer, smoothed, with what its units read; the streams have moved on past it."""
+
+    def __init__(
+        self,
+        runner: LayerRunner,
+        config: DecoderConfig,
+        batches: Sequence[Batch],
+        result: Calibration,
+        index: int,
+    ) -> None:
+        self._runner, self._config, self._result, self._index = runner, config, result, index
+        self._judge = Judge(runner, batches)
+        self._inputs, norms = run_and_catch(runner, batches)
+        self._smoothing: dict[str, torch.Tensor | None] = {}
+        self.strengths: dict[str, float | None] = {}
+        for unit in UNITS:  # all of them before one is folded
+            self._smoothing[unit.name], self.strengths[unit.name] = _smoothing(
+                runner.layer, config, unit, self._inputs[unit.name], norms, result.menu
+            )
+        for unit in UNITS:
+            scales = self._smoothing[unit.name]
+            if scales is not None:
+                _fold(runner.layer, config, unit, scales, layer_prefix(index), result.folds)
+        runner.settle()
+        self._judge.settle()
+
+    def errors(
+        self, unit: Unit, kinds: Sequence[str], scratch: Path | None = None
+    ) -> dict[str, float]:
+        """Round the unit's weights to these kinds, and measure what each loses; once for a unit.
+
+        With ``scratch`` the rounded weights are kept there.
+        """
+        hessian = self._inputs.pop(unit.name).hessian
+        smoothing = self._smoothing[unit.name]
+        if smoothing is not None:
+            each = torch.split(_per_input(self._config, unit, smoothing), weights.MAX_COMPENSATED)
+            for square, scales in zip(hessian, each, strict=True):
+                square /= torch.outer(scales, scales)
+        inputs = weights.Inputs.of(hessian)
+        del hessian
+        weight = torch.cat(weights_of(self._runner.layer, unit))
+        columns = weight.shape[1]
+        arrays: dict[str, torch.Tensor] = {}
+        # restored when its turn comes: each is as large as the weight
+        tried: dict[str, tuple[Callable[[], torch.Tensor], Rounding]] = {}
+        if INT8 in kinds or INT8X2 in kinds:
+            channels = weights.quantize_channels(weight, inputs)
+            arrays |= {"int8": channels.values, "int8_scales": channels.scales}
+            tried[INT8] = channels.restored, weights.round_tokens
+            tried[INT8X2] = channels.restored, weights.round_tokens_twice
+        if INT4 in kinds:
+            blocks = weights.quantize_blocks(weight, inputs, weights.BLOCKS4)
+            arrays |= {"blocks": blocks.packed(), "block_scales": blocks.scales}
+            tried[INT4] = partial(blocks.restored, columns), _rounding(INT4)
+        del weight, inputs
+        if scratch is not None:
+            _keep(arrays, unit, self._index, scratch, self._result)
+        return {
+            kind: self._judge.error_of(unit, restored(), rounding)
+            for kind, (restored, rounding) in tried.items()
+            if kind in kinds
+        }
 
 
 def _smoothing(
@@ -296,24 +333,19 @@ def _note(folds: dict[str, Fold], name: str, **arrays: NDArray[np.float32]) -> N
 
 
 def _keep(
-    channels: weights.Channels,
-    blocks: weights.Blocks,
+    arrays: Mapping[str, torch.Tensor],
     unit: Unit,
     index: int,
     scratch: Path,
     result: Calibration,
 ) -> None:
-    """Write both forms to the scratch folder, int8 in the graph's layout (K, N)."""
+    """Write rounded weights (N, ...) to the scratch folder, int8 in the graph's layout (K, N)."""
     count = len(unit.graph)
-    values, scales = channels.values.chunk(count), channels.scales.chunk(count)
-    blocked, block_scales = blocks.packed().chunk(count), blocks.scales.chunk(count)
     for at, name in enumerate(unit.graph):
         path = scratch / f"{index}.{name}.npz"
-        np.savez(
-            path,
-            int8=values[at].T.contiguous().numpy(),
-            int8_scales=scales[at].numpy(),
-            blocks=blocked[at].numpy(),
-            block_scales=block_scales[at].numpy(),
-        )
+        parts = {key: array.chunk(count)[at] for key, array in arrays.items()}
+        if "int8" in parts:
+            parts["int8"] = parts["int8"].T.contiguous()
+        given: dict[str, Any] = {key: part.numpy() for key, part in parts.items()}
+        np.savez(path, **given)
         result.stored[layer_prefix(index) + name] = path

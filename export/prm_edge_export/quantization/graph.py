@@ -24,8 +24,8 @@ from ..weights import WeightFile
 from .calibration import Calibration
 from .choose import Plan
 from .embedding import SMALLEST, embed_in_int8
-from .kinds import BLOCKS, FP32, INT4, INT8, INT8X2, UNITS, layer_prefix
-from .weights import BLOCKS4, BLOCKS8, LEVELS, SECOND, BlockForm
+from .kinds import FP32, INT4, INT8, INT8X2, UNITS, layer_prefix
+from .weights import BLOCKS4, LEVELS, SECOND
 
 Stored = Mapping[str, NDArray[Any]]  # what calibration wrote of one product
 
@@ -219,7 +219,7 @@ class QuantizedBuilder(DecoderBuilder):
         self._shared.add(name)
         return self.constant(name, array)
 
-    def _blocks(self, name: str, source: str, stored: Stored, form: BlockForm = BLOCKS8) -> str:
+    def _blocks4(self, name: str, source: str, stored: Stored) -> str:
         """Weights in blocks; the operator rounds activations to 8 bits in blocks too."""
         outputs = len(stored["blocks"])
         return self.node(
@@ -233,19 +233,15 @@ class QuantizedBuilder(DecoderBuilder):
             MICROSOFT,
             K=len(stored["int8"]),
             N=outputs,
-            bits=form.bits,
-            block_size=form.block,
+            bits=BLOCKS4.bits,
+            block_size=BLOCKS4.block,
             accuracy_level=4,
         )
-
-    def _blocks4(self, name: str, source: str, stored: Stored) -> str:
-        return self._blocks(name, source, stored, BLOCKS4)
 
 
 # kind -> how its product is written
 EMITTERS: Final[dict[str, Callable[[QuantizedBuilder, str, str, Stored], str]]] = {
     INT8: QuantizedBuilder._int8,
     INT8X2: QuantizedBuilder._int8_twice,
-    BLOCKS: QuantizedBuilder._blocks,
     INT4: QuantizedBuilder._blocks4,
 }

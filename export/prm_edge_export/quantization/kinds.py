@@ -11,15 +11,15 @@ from typing import Final
 
 INT8: Final = "int8"  # per-token activations, per-channel weights
 INT8X2: Final = "int8x2"  # the same, and what rounding left of the activations in a second pass
-BLOCKS: Final = "blocks"  # 8-bit blocks of 32, activations too
 INT4: Final = "int4"  # 4-bit blocks of 128, activations in 8 bits
 FP32: Final = "fp32"
 # for CUDA: weights in 4-bit and in 8-bit blocks of 32, activations in half precision as they are
 W4: Final = "w4"
 W8: Final = "w8"
 # Time of one multiply-add, that of int8 being 1: benchmarks/kinds.py, 384 tokens, one Zen 4 core,
-# the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest.
-COSTS: Final = {INT8: 1.0, INT8X2: 2.05, BLOCKS: 2.2, FP32: 2.9}
+# the linears of SmolLM2-135M and Qwen2.5-0.5B. From the cheapest to the dearest. 8-bit blocks of 32
+# would cost 2.2 and lose more than int8x2 in every linear of the trained SmolLM2.
+COSTS: Final = {INT8: 1.0, INT8X2: 2.05, FP32: 2.9}
 # Of the multiply-adds: what keeps int8 worth its name, and its speed
 LEAST_INT8: Final = 0.65  # in one pass where that is precise enough, else in one or two
 MOST_FP32: Final = 0.05
@@ -83,7 +83,8 @@ class Unit:
 
     ``parts``: modules of the layer, as its tensors are named. ``graph``: the graph's names for
     them, one per product. ``gain``: the norm before it, whose gain takes up the smoothing; else
-    ``rows_of``: the part whose output rows do.
+    ``rows_of``: the part whose output rows do. ``before``: modules that give what they give
+    whatever becomes of this unit.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Unit:
     graph: tuple[str, ...]
     gain: str | None = None
     rows_of: str | None = None
+    before: tuple[str, ...] = ()
 
 
 UNITS: Final = (
@@ -105,18 +107,21 @@ UNITS: Final = (
         parts=("self_attn.o_proj",),
         graph=("self_attn.o_proj",),
         rows_of="self_attn.v_proj",
+        before=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ),
     Unit(
         name="gate_up",
         parts=("mlp.gate_proj", "mlp.up_proj"),
         graph=("mlp.gate_proj", "mlp.up_proj"),
         gain="post_attention_layernorm",
+        before=("self_attn",),
     ),
     Unit(
         name="down",
         parts=("mlp.down_proj",),
         graph=("mlp.down_proj",),
         rows_of="mlp.up_proj",
+        before=("self_attn", "mlp.gate_proj", "mlp.up_proj"),
     ),
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from .kinds import layer_prefix
 BATCH_TOKENS: Final = 1024
 
 Hook = Callable[[torch.Tensor], torch.Tensor | None]
+Turn = Callable[[torch.Tensor], torch.Tensor]
 
 
 class States:
@@ -151,6 +152,11 @@ class LayerRunner:
         out = self._model(inputs_embeds=self._first, past_key_values=cache, use_cache=True)
         self._kv = cache.layers[0].keys, cache.layers[0].values
         self._next = out.last_hidden_state
+
+    def take_opening(self, other: LayerRunner, turn: Turn) -> None:
+        """Let the next :meth:`load` find the opening where ``other`` has it, in another basis."""
+        if other._first is not None:
+            self._next = turn(other._first)
 
     def opening_kv(self) -> NDArray[np.float32]:
         """The opening's keys and values in the loaded layer. -> (2, G, P, D)"""
@@ -291,3 +297,16 @@ def hooked(layer: Any, hooks: dict[str, Hook]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def replayed(layer: Any, given: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Let modules of a layer give, call after call, what they are said to, without any work."""
+    modules = {layer.get_submodule(name): iter(outputs) for name, outputs in given.items()}
+    for module, outputs in modules.items():
+        module.forward = lambda *inputs, outputs=outputs, **named: next(outputs)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward

@@ -6,7 +6,7 @@ relative errors. T tokens, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,11 +14,11 @@ import torch
 
 from . import weights
 from .kinds import UNITS, Unit
-from .layers import Batch, LayerRunner, hooked
+from .layers import Batch, LayerRunner, hooked, replayed
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 
-JUDGED_TOKENS: Final = 1024  # on which a kind's error is measured
+JUDGED_TOKENS: Final = 1024  # about, on which a kind's error is measured
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
 
 
@@ -76,37 +76,70 @@ def weights_of(layer: Any, unit: Unit) -> list[torch.Tensor]:
     return [layer.get_submodule(part).weight for part in unit.parts]
 
 
-def first_tokens(batches: Sequence[Batch], tokens: int) -> list[int]:
-    """Batches from all over the lengths, with about this many tokens together."""
-    total = sum(int(batch.valid.sum()) for batch in batches)
-    step = max(1, total // tokens)
-    return list(range(min(step // 2, len(batches) - 1), len(batches), step))
+class Judge:
+    """What a rounded weight does to the output of the loaded layer, on some of the tokens.
 
+    Made before the streams move on past the layer, and settled when its weights are what they
+    shall be but for rounding. Whole records, from all over the lengths.
+    """
 
-def error_of(
-    runner: LayerRunner,
-    unit: Unit,
-    weight: torch.Tensor,
-    rounding: Rounding,
-    batches: Sequence[Batch],
-    before: Mapping[int, torch.Tensor],
-    after: Mapping[int, torch.Tensor],
-) -> float:
-    """What the layer's output loses when this unit alone has this weight and rounds its inputs."""
-    modules = [runner.layer.get_submodule(part) for part in unit.parts]
-    kept = [module.weight.clone() for module in modules]
-    total, tokens = 0.0, 0
-    try:
-        for module, part in zip(modules, torch.split(weight, [len(w) for w in kept]), strict=True):
-            module.weight.copy_(part)
-        with hooked(runner.layer, dict.fromkeys(unit.parts, rounding)):
-            for at in before:
-                valid = batches[at].valid
-                change = (runner.forward(before[at]) - after[at])[valid]
-                relative = change.norm(dim=1) / after[at][valid].norm(dim=1).clamp(min=1e-8)
-                total += float((relative**2).sum())
-                tokens += len(relative)
-    finally:
-        for module, original in zip(modules, kept, strict=True):
-            module.weight.copy_(original)
-    return total / max(tokens, 1)
+    def __init__(self, runner: LayerRunner, batches: Sequence[Batch]) -> None:
+        self._runner = runner
+        # streams (B, T, H), and where tokens are (B, T)
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._after: list[torch.Tensor] = []  # (B, T, H)
+        self._given: dict[str, list[Any]] = {}  # module -> what it gives, for each of them
+        total = sum(int(batch.valid.sum()) for batch in batches)
+        records = sum(len(batch.records) for batch in batches)
+        step = min(records, max(1, total // JUDGED_TOKENS))
+        passed = -(step // 2)
+        for batch in batches:
+            rows = list(range(-passed % step, len(batch.records), step))
+            if rows:
+                width = int(batch.valid[rows].sum(dim=1).max())
+                self._before.append((batch.stream[rows, :width], batch.valid[rows, :width]))
+            passed += len(batch.records)
+
+    def settle(self) -> None:
+        """Run the layer as it is now: what rounding is compared with."""
+        layer = self._runner.layer
+        names = sorted({name for unit in UNITS for name in unit.before})
+        self._given = {name: [] for name in names}
+        handles = [
+            layer.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: self._given[name].append(output)
+            )
+            for name in names
+        ]
+        try:
+            self._after = [self._runner.forward(stream) for stream, _ in self._before]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def error_of(self, unit: Unit, weight: torch.Tensor, rounding: Rounding) -> float:
+        """What the output loses when this unit alone has this weight and rounds its inputs.
+
+        Modules that come before the unit give what they gave.
+        """
+        layer = self._runner.layer
+        modules = [layer.get_submodule(part) for part in unit.parts]
+        kept = [module.weight.clone() for module in modules]
+        total, tokens = 0.0, 0
+        parts = torch.split(weight, [len(own) for own in kept])
+        try:
+            for module, part in zip(modules, parts, strict=True):
+                module.weight.copy_(part)
+            with (
+                hooked(layer, dict.fromkeys(unit.parts, rounding)),
+                replayed(layer, {name: self._given[name] for name in unit.before}),
+            ):
+                for (stream, valid), after in zip(self._before, self._after, strict=True):
+                    change = (self._runner.forward(stream) - after)[valid]
+                    relative = change.norm(dim=1) / after[valid].norm(dim=1).clamp(min=1e-8)
+                    total += float((relative**2).sum())
+                    tokens += len(relative)
+        finally:
+            for module, original in zip(modules, kept, strict=True):
+                module.weight.copy_(original)
+        return total / max(tokens, 1)

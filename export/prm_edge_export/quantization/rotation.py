@@ -37,11 +37,13 @@ _PLAIN_FOLDS: Final = ("none", "mean")
 class Rotation:
     """An orthogonal matrix: signs, then a small dense one beside a Hadamard matrix of 2^k.
 
-    ``signs`` (N,), ``dense`` (M, M) with N = 2^k M, all float64.
+    ``signs`` (N,); ``outer`` (A, A), the Hadamard matrix of some of the bits; ``inner`` (B, B),
+    that of the others beside a dense one of N's odd part; N = A B; all float64.
     """
 
     signs: torch.Tensor
-    dense: torch.Tensor
+    outer: torch.Tensor
+    inner: torch.Tensor
 
     @classmethod
     def of(cls, size: int, seed: int = _SEED) -> Rotation:
@@ -50,25 +52,29 @@ class Rotation:
         odd = size // (size & -size)
         signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
         random = torch.randn(odd, odd, generator=generator, dtype=torch.float64)
-        return cls(signs=signs, dense=torch.linalg.qr(random)[0])
+        bits = (size // odd).bit_length() - 1
+        dense = torch.linalg.qr(random)[0].contiguous()
+        inner = torch.kron(_hadamard(bits // 2), dense)
+        return cls(signs=signs, outer=_hadamard(bits - bits // 2), inner=inner)
 
     def columns(self, matrix: torch.Tensor) -> torch.Tensor:
         """Multiply with it from the right. (..., N) -> (..., N)"""
-        odd = len(self.dense)
-        split: torch.Tensor = torch.unflatten(matrix.double() * self.signs, -1, (-1, odd))
-        values = split @ self.dense
-        half = values.shape[-2] // 2
-        while half:  # the Hadamard matrix, one bit of the index after the other
-            pairs = torch.unflatten(values, -2, (-1, 2, half))
-            first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
-            both = torch.stack([first + second, first - second], dim=-3)
-            values = both.flatten(-4, -2) * 0.5**0.5
-            half //= 2
-        return values.flatten(-2)
+        signed = matrix.double() * self.signs
+        split: torch.Tensor = torch.unflatten(signed, -1, (len(self.outer), len(self.inner)))
+        return (self.outer @ (split @ self.inner)).flatten(-2)
 
     def rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """Multiply with its transpose from the left. (N, ...) -> (N, ...)"""
         return self.columns(matrix.double().movedim(0, -1)).movedim(-1, 0)
+
+
+def _hadamard(bits: int) -> torch.Tensor:
+    """Sylvester's, orthogonal. -> (2^bits, 2^bits)"""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    step = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) * 0.5**0.5
+    for _ in range(bits):
+        matrix = torch.kron(step, matrix)
+    return matrix
 
 
 def can_rotate(config: DecoderConfig, head: Head) -> bool:
@@ -110,6 +116,10 @@ class RotatedTensors(Tensors):
             "down_proj.bias": lambda name, b: self._stream.rows(b),
             **dict.fromkeys(_NORMS, lambda name, gain: torch.ones_like(gain)),
         }
+
+    def turn(self, stream: torch.Tensor) -> torch.Tensor:
+        """The residual stream in this basis. (..., H)"""
+        return self._stream.columns(stream).float()
 
     def where(self, name: str) -> str:
         """A tensor and its file, for messages."""

@@ -28,7 +28,7 @@ from ..graph import GRAPH_NAME
 from ..heads import Head
 from ..model_config import DecoderConfig
 from . import choose
-from .calibration import SAMPLED_LAYERS, Calibration, calibrate, sampled_error
+from .calibration import SAMPLED_LAYERS, Calibration, calibrate, compare_bases
 from .graph import build_quantized
 from .kinds import INT4, Menu
 from .layers import LayerRunner, StoredReference
@@ -163,19 +163,15 @@ def _rotation_helps(
 ) -> bool:
     """Whether it loses less in the rotated basis; smoothing and compensation have a say."""
     few = records[:: max(1, len(records) // COMPARED)]
-    both = {"as trained": tensors, "rotated": RotatedTensors(tensors, config, head)}
-    errors = {
-        name: sampled_error(
-            LayerRunner(config, head, given, opening, scratch=scratch), config, few, scratch, menu
-        )
-        for name, given in both.items()
-    }
+    turned = RotatedTensors(tensors, config, head)
+    plain = LayerRunner(config, head, tensors, opening, scratch=scratch)
+    other = LayerRunner(config, head, turned, opening, scratch=scratch, beside=plain)
+    trained, rotated = compare_bases(plain, other, turned.turn, config, few, menu)
     say(
-        f"basis: {menu.kinds[0]} loses "
-        + ", ".join(f"{error:.3g} {name}" for name, error in errors.items())
-        + f" in {min(SAMPLED_LAYERS, config.layers)} layers"
+        f"basis: {menu.kinds[0]} loses {trained:.3g} as trained, {rotated:.3g} rotated "
+        f"in {min(SAMPLED_LAYERS, config.layers)} layers"
     )
-    return errors["rotated"] < errors["as trained"]
+    return rotated < trained
 
 
 def find_plan(

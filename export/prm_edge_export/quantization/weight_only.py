@@ -22,7 +22,7 @@ from . import weights
 from .calibration import Calibration, Measured
 from .kinds import CUDA_MENU, FP32, UNITS, W4, W8, Unit, layer_prefix
 from .layers import Batch, LayerRunner
-from .measuring import JUDGED_TOKENS, error_of, first_tokens, run_and_catch, weights_of
+from .measuring import Judge, run_and_catch, weights_of
 
 FORMS: Final = {W4: weights.CUDA4, W8: weights.BLOCKS8}
 
@@ -67,12 +67,11 @@ def _layer(
     scale_type: torch.dtype,
     result: Calibration,
 ) -> None:
-    judged = first_tokens(batches, JUDGED_TOKENS)
-    before = {at: batches[at].stream for at in judged}
-    inputs, _ = run_and_catch(runner, batches)
-    after = {at: batches[at].stream for at in judged}
+    judge = Judge(runner, batches)
+    judge.settle()
+    seen, _ = run_and_catch(runner, batches)
     for unit in UNITS:
-        hessian = inputs.pop(unit.name).hessian
+        inputs = weights.Inputs.of(seen.pop(unit.name).hessian)
         own = weights_of(runner.layer, unit)
         names = (f"{layer_prefix(index)}{part}.weight" for part in unit.parts)
         factor = torch.cat(
@@ -82,9 +81,9 @@ def _layer(
         errors = {FP32: 0.0}
         stored: dict[str, weights.Blocks] = {}
         for kind, form in FORMS.items():
-            blocks = weights.quantize_blocks(weight, hessian, form, scale_type)
+            blocks = weights.quantize_blocks(weight, inputs, form, scale_type)
             restored = blocks.restored(weight.shape[1]) / factor
-            errors[kind] = error_of(runner, unit, restored, _as_it_is, batches, before, after)
+            errors[kind] = judge.error_of(unit, restored, _as_it_is)
             stored[kind] = blocks
         _keep(stored, weight.shape[1], unit, index, scratch, result)
         result.units.append(

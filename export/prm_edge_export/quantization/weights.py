@@ -142,45 +142,48 @@ def compensate(
     return restored.T
 
 
-def quantize(
-    weight: torch.Tensor,
-    hessian: torch.Tensor | Sequence[torch.Tensor] | None,
-    form: BlockForm = BLOCKS8,
-) -> tuple[Channels, Blocks]:
-    """Both forms of a weight (N, K), compensated where the inputs' second moments are given.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inputs:
+    """What rounding knows of a linear's inputs: GPTQ's factors, and their mean squares.
 
-    ``hessian``: (K, K), or its blocks on the diagonal. Some rows are worked on at a time: rows do
-    not meet, and each copy of a large weight takes gigabytes.
+    For plain rounding nothing: no factors, None.
     """
-    squares = [hessian] if isinstance(hessian, torch.Tensor) else list(hessian or ())
-    hows = [Compensation.of(square) for square in squares]
-    sizes = torch.cat([square.diagonal() for square in squares]) if squares else None
-    parts = [_quantize(rows, hows, form, sizes) for rows in torch.split(weight, ROWS)]
-    return (
-        Channels(
-            values=torch.cat([channels.values for channels, _ in parts]),
-            scales=torch.cat([channels.scales for channels, _ in parts]),
-        ),
-        Blocks(
-            values=torch.cat([blocks.values for _, blocks in parts]),
-            scales=torch.cat([blocks.scales for _, blocks in parts]),
-            form=form,
-        ),
-    )
+
+    hows: Sequence[Compensation] = ()
+    sizes: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, hessian: Sequence[torch.Tensor]) -> Inputs:
+        """``hessian``: their second moments (K, K), or the blocks on its diagonal; none known."""
+        if not hessian:
+            return cls()
+        return cls(
+            hows=[Compensation.of(square) for square in hessian],
+            sizes=torch.cat([square.diagonal() for square in hessian]),
+        )
+
+
+def quantize_channels(weight: torch.Tensor, inputs: Inputs) -> Channels:
+    """int8 of a weight (N, K).
+
+    Here and below some rows are worked on at a time: rows do not meet, and each copy of a large
+    weight takes gigabytes.
+    """
+    scales = channel_scales(weight)
+    values = [
+        _integers(rows, each[:, None].expand(rows.shape), inputs.hows, (-LEVELS, LEVELS))
+        for rows, each in zip(torch.split(weight, ROWS), torch.split(scales, ROWS), strict=True)
+    ]
+    return Channels(values=torch.cat([part.to(torch.int8) for part in values]), scales=scales)
 
 
 def quantize_blocks(
     weight: torch.Tensor,
-    hessian: Sequence[torch.Tensor],
+    inputs: Inputs,
     form: BlockForm,
-    scale_type: torch.dtype,
+    scale_type: torch.dtype = torch.float32,
 ) -> Blocks:
-    """Blocks alone, of a weight (N, K), compensated, with scales that ``scale_type`` holds.
-
-    ``hessian``: the inputs' second moments, in blocks on the diagonal; none for plain rounding.
-    """
-    hows = [Compensation.of(square) for square in hessian]
-    sizes = torch.cat([square.diagonal() for square in hessian]) if hows else None
+    """Blocks of a weight (N, K), with scales that ``scale_type`` holds."""
 
     def rounded(scales: torch.Tensor) -> torch.Tensor:
         least = torch.finfo(scale_type).tiny * torch.finfo(scale_type).eps  # above zero, that is
@@ -188,29 +191,13 @@ def quantize_blocks(
         return kept.to(scale_type).float()
 
     parts = [
-        _blocks(rows, hows, form, rounded(SCALES[form.bits](rows, form, sizes)))
+        _blocks(rows, inputs.hows, form, rounded(SCALES[form.bits](rows, form, inputs.sizes)))
         for rows in torch.split(weight, ROWS)
     ]
     return Blocks(
         values=torch.cat([part.values for part in parts]),
         scales=torch.cat([part.scales for part in parts]),
         form=form,
-    )
-
-
-def _quantize(
-    weight: torch.Tensor,
-    hows: Sequence[Compensation],
-    form: BlockForm,
-    sizes: torch.Tensor | None,
-) -> tuple[Channels, Blocks]:
-    per_channel = channel_scales(weight)
-    in_channels = _integers(
-        weight, per_channel[:, None].expand(weight.shape), hows, (-LEVELS, LEVELS)
-    )
-    return (
-        Channels(values=in_channels.to(torch.int8), scales=per_channel),
-        _blocks(weight, hows, form, SCALES[form.bits](weight, form, sizes)),
     )
 
 
@@ -296,7 +283,7 @@ def round_tokens_twice(rows: torch.Tensor) -> torch.Tensor:
     return once + ((rows - once) / scales).round() * scales
 
 
-def round_token_blocks(rows: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+def round_token_blocks(rows: torch.Tensor, block: int) -> torch.Tensor:
     """What int8 in blocks leaves of activations, as MatMulNBits rounds them. (..., K)"""
     return round_tokens(_in_blocks(rows, block)).flatten(-2)[..., : rows.shape[-1]]
 
