@@ -252,7 +252,6 @@ def _build(
             opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
-            progress=paced("calibration", say),
             menu=MENUS[plan.options.precision],
         )
         for name in refuse_unused(tensors):

@@ -53,7 +53,14 @@ def workload(plan: Plan, say: Say) -> Workload:
     say(f"tokenization: {agreed} records encoded exactly as transformers does")
     solutions = None
     if options.precision in MENUS:
-        solutions = load_solutions(options.calibration, plan.encoder, plan.max_tokens, texts)
+        assert plan.decoder is not None  # nothing else is quantized
+        solutions = load_solutions(
+            options.calibration,
+            plan.encoder,
+            plan.max_tokens,
+            texts,
+            plan.decoder.layers * sum(preflight.linear_sizes(plan.decoder)),
+        )
     encoded = [plan.encoder.encode(text.problem, text.steps) for text in texts]
     return Workload(
         texts=texts,

@@ -116,6 +116,8 @@ def compare_bases(
     turn: Callable[[torch.Tensor], torch.Tensor],
     config: DecoderConfig,
     records: Sequence[Encoded],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
     menu: Menu = INT8_MENU,
 ) -> tuple[float, float]:
     """What a few layers lose with all their linears in the cheapest kind, in one basis or another.
@@ -127,11 +129,13 @@ def compare_bases(
     batches, others = plain.batches(records), turned.batches(records)
     count = min(SAMPLED_LAYERS, config.layers)
     sampled = {config.layers * (2 * at + 1) // (2 * count) for at in range(count)}
-    for index in range(max(sampled) + 1):
+    last = max(sampled)
+    for index in range(last + 1):
         plain.load(index)
         if index not in sampled:
             for batch in batches:
                 batch.stream = plain.forward(batch.stream)
+            progress(index + 1, last + 1)
             continue
         for batch, other in zip(batches, others, strict=True):
             other.stream = turn(batch.stream)
@@ -142,6 +146,7 @@ def compare_bases(
             layer = _Layer(runner, config, used, Calibration(menu=menu), index)
             for unit in UNITS:
                 lost[at] += layer.errors(unit, (menu.kinds[0],))[menu.kinds[0]]
+        progress(index + 1, last + 1)
     return lost[0], lost[1]
 
 

@@ -18,7 +18,7 @@ from .layers import Batch, LayerRunner, hooked, replayed
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]  # of activations
 
-JUDGED_TOKENS: Final = 1024  # about, on which a kind's error is measured
+JUDGED_TOKENS: Final = 1024  # about so many, on which a kind's error is measured
 _SAMPLED_TOKENS: Final = 512  # on which strengths are compared
 
 
@@ -91,7 +91,7 @@ class Judge:
         self._given: dict[str, list[Any]] = {}  # module -> what it gives, for each of them
         total = sum(int(batch.valid.sum()) for batch in batches)
         records = sum(len(batch.records) for batch in batches)
-        step = min(records, max(1, total // JUDGED_TOKENS))
+        step = min(records, -(-total // JUDGED_TOKENS))
         passed = -(step // 2)
         for batch in batches:
             rows = list(range(-passed % step, len(batch.records), step))

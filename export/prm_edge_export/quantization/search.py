@@ -27,6 +27,7 @@ from ..checkpoint import Tensors
 from ..graph import GRAPH_NAME
 from ..heads import Head
 from ..model_config import DecoderConfig
+from ..pace import paced
 from . import choose
 from .calibration import SAMPLED_LAYERS, Calibration, calibrate, compare_bases
 from .graph import build_quantized
@@ -87,7 +88,6 @@ def build_within_target(
     opening: NDArray[np.int64],
     max_tokens: int,
     say: Say,
-    progress: Callable[[int, int], None],
     menu: Menu,
 ) -> Quantized:
     """Write ``model.onnx``, its data and the cache of the ``opening`` into ``folder``.
@@ -115,7 +115,7 @@ def build_within_target(
             solutions.calibration,
             [*searched, *verification],
             scratch,
-            progress,
+            paced("calibration", say),
             menu=menu,
         )
         del runner  # and its layer, before the whole graph is run
@@ -166,7 +166,9 @@ def _rotation_helps(
     turned = RotatedTensors(tensors, config, head)
     plain = LayerRunner(config, head, tensors, opening, scratch=scratch)
     other = LayerRunner(config, head, turned, opening, scratch=scratch, beside=plain)
-    trained, rotated = compare_bases(plain, other, turned.turn, config, few, menu)
+    trained, rotated = compare_bases(
+        plain, other, turned.turn, config, few, paced("basis", say), menu=menu
+    )
     say(
         f"basis: {menu.kinds[0]} loses {trained:.3g} as trained, {rotated:.3g} rotated "
         f"in {min(SAMPLED_LAYERS, config.layers)} layers"

@@ -18,6 +18,10 @@ from ..proof import Text, texts_for
 CALIBRATION: Final = "calibration.jsonl"
 SEARCH: Final = "search.jsonl"
 FEWEST: Final = 8
+# Each plan that is tried runs all of the plan's solutions. So many multiply-adds at most, but so
+# many solutions all the same: the whole set up to 900 million weights, a third of it for a 7B.
+SEARCHED_WORK: Final = 5e12
+SEARCHED_FEWEST: Final = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +34,15 @@ class Solutions:
 
 
 def load_solutions(
-    path: Path | None, encoder: RecipeEncoder, max_tokens: int, verification: Sequence[Text]
+    path: Path | None,
+    encoder: RecipeEncoder,
+    max_tokens: int,
+    verification: Sequence[Text],
+    multiply_adds: int,
 ) -> Solutions:
     """Read and encode both sets; ``path`` is the user's calibration file.
+
+    ``multiply_adds``: of the model, per token.
 
     Raises:
         CheckpointError: when there are too few, one is too long, or one is verified on.
@@ -64,9 +74,17 @@ def load_solutions(
         )
     return Solutions(
         calibration=encoded,
-        search=searched,
+        search=thinned(searched, multiply_adds),
         hashes={"calibration_texts": calibration_sha256, "search_texts": search_sha256},
     )
+
+
+def thinned(records: list[Encoded], multiply_adds: int) -> list[Encoded]:
+    """Some of the records, from all over them, where all would take a large model too long."""
+    tokens = sum(len(record.ids) for record in records)
+    affordable = int(len(records) * SEARCHED_WORK / (tokens * multiply_adds))
+    count = min(len(records), max(affordable, SEARCHED_FEWEST))
+    return [records[at * len(records) // count] for at in range(count)]
 
 
 def refuse_shared(

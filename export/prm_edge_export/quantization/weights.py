@@ -19,6 +19,7 @@ MAX_COMPENSATED: Final = 4096  # inputs together; the Hessian of more takes giga
 SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.74)  # of the largest weight of a block
 ROWS: Final = 4096  # outputs that are worked on at once
 _DAMPING: Final = 0.01
+_SOLVED_WHOLE: Final = 256
 _CHUNK: Final = 128  # columns whose errors are spread at once
 _TINY: Final = 1e-30  # a scale is never zero
 
@@ -93,10 +94,30 @@ class Compensation:
         diagonal += _DAMPING * diagonal.mean() + dead[order]
         # GPTQ's factor U, with U^T U = H^-1, is the inverse of the upper R in H = R R^T: that is
         # Cholesky's L of H read backwards, half the work of inverting H and factoring again.
-        lower = torch.linalg.cholesky(hessian.flip(0, 1))
-        one = torch.eye(len(lower), dtype=lower.dtype)
-        inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+        inverse = inverse_of_lower(torch.linalg.cholesky(hessian.flip(0, 1)))
         return cls(order=order, factor=inverse.flip(0, 1).float())
+
+
+def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
+    """Of a lower triangular matrix (K, K), by halves: a third of the work of solving for it whole.
+
+    ::
+
+        A 0  inverse     A^-1           0
+        B C           -C^-1 B A^-1    C^-1
+    """
+    size = len(lower)
+    if size <= _SOLVED_WHOLE:
+        one = torch.eye(size, dtype=lower.dtype)
+        solved: torch.Tensor = torch.linalg.solve_triangular(lower, one, upper=False)
+        return solved
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    first, last = inverse[:half, :half], inverse[half:, half:]
+    first.copy_(inverse_of_lower(lower[:half, :half]))
+    last.copy_(inverse_of_lower(lower[half:, half:]))
+    torch.matmul(last, lower[half:, :half] @ first, out=inverse[half:, :half]).neg_()
+    return inverse
 
 
 def channel_scales(weight: torch.Tensor) -> torch.Tensor:
