@@ -119,9 +119,9 @@ def make(shape: str, folder: Path, layers: int | None) -> None:
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             flush()
     flush()
-    index = {"weight_map": files}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     print(f"{folder}: {total / GB:.1f} GB in {len(set(files.values()))} shards")
 
 

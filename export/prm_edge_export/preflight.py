@@ -22,6 +22,8 @@ from prm_edge_runtime.errors import ExportError
 from .checkpoint import ROWS_AT_ONCE
 from .model_config import DecoderConfig
 from .quantization.layers import BATCH_TOKENS
+from .quantization.measuring import JUDGED_TOKENS
+from .quantization.weights import MAX_COMPENSATED
 
 # libraries, tokenizer and graph; what torch needs for a product it has not seen yet
 BASE_BYTES: Final = 600_000_000
@@ -31,15 +33,16 @@ BASE_BYTES: Final = 600_000_000
 class Cost:
     """Bytes of one weight of a linear, by where it lies, and of one of the embedding.
 
-    ``session``: in a CPU session that runs it. ``tries``: how often a judged token of calibration
-    passes a layer besides once, since every kind of every linear is tried.
+    ``session``: in a CPU session that runs it. ``kinds``: how many kinds of each linear are tried;
+    ``forms``: how many of them have rounded weights of their own.
     """
 
     file: float
     scratch: float
     session: float
     embedding: int
-    tries: int = 0
+    kinds: int = 0
+    forms: int = 0
 
 
 # by variant, else by precision
@@ -48,13 +51,17 @@ COSTS: Final = {
     # beside it lies the float32 graph that it is checked with
     "fp16": Cost(file=2, scratch=4, session=4.3, embedding=6),
     "bf16": Cost(file=2, scratch=4, session=4.3, embedding=6),
-    "int8": Cost(file=1.15, scratch=2.2, session=1.3, embedding=1, tries=12),
-    "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, tries=8),
+    "int8": Cost(file=1.15, scratch=1.1, session=1.3, embedding=1, kinds=2, forms=1),
+    "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, kinds=2, forms=2),
     # both kinds of blocks, and the float32 graph that it is checked with
-    "cuda-int4": Cost(file=0.7, scratch=5.8, session=4.3, embedding=5, tries=2),
+    "cuda-int4": Cost(file=0.7, scratch=5.8, session=4.3, embedding=5, kinds=2, forms=2),
 }
 SPARE_BYTES: Final = 64 * 1024 * 1024  # of disk: graph, tokenizer, rotary tables
-JUDGED_TOKENS: Final = 2048
+RERUN: Final = 3.1  # share of a layer that is run again for each kind, all four units together
+BASIS_SHARE: Final = 0.5  # of the calibration texts' pass: some of them, to compare two bases
+SESSION_SHARE: Final = 0.6  # of a pass of the texts in float32: the plans and the proof, in 8 bits
+FACTOR_WORK: Final = 3.3  # operations per inputs^3: Cholesky and its inverse, in float64
+ROUNDING_WORK: Final = 3.0  # per weight and input: column after column is slower than a product
 ATTENTION_COPIES: Final = 3  # scores, their softmax, and what is added to them
 _PROBE: Final = 768
 
@@ -101,20 +108,47 @@ def estimate(config: DecoderConfig, variant: str, texts: Texts, *, gflops: float
     # a layer in float32, and one weight on its way into it
     stages = [4 * layer + rows + attention + 3 * largest, 4 * 4 * ROWS_AT_ONCE * config.hidden]
     judged = min(JUDGED_TOKENS, texts.calibration_tokens)
-    if cost.tries:
+    if cost.kinds:
         # two copies of a weight in float32 and two forms of it, and GPTQ's square matrices
         moments = (4 * 3 + 8 * 4) * config.hidden**2
         stages[0] += 2 * 5 * largest + 2 * 4 * config.hidden * judged + moments
     stages.append(int(cost.session * linears) + embedding + rows)
-    operations = 2 * linears * (2 * texts.tokens + cost.tries * judged)
     return Needs(
         memory=BASE_BYTES + max(stages),
         disk=int((cost.file + cost.scratch) * linears)
         + embedding
         + 4 * config.hidden * texts.tokens
         + SPARE_BYTES,
-        seconds=operations / (gflops * 1e9),
+        seconds=_operations(config, cost, texts) / (gflops * 1e9),
     )
+
+
+def _operations(config: DecoderConfig, cost: Cost, texts: Texts) -> float:
+    """Float32 operations that take as long as the export does."""
+    units = linear_sizes(config)
+    linears = config.layers * sum(units)
+    if not cost.kinds:
+        return 2 * linears * 2 * texts.tokens  # the reference, and the proof
+    judged = min(JUDGED_TOKENS, texts.calibration_tokens)
+    tokens = (
+        texts.tokens
+        + judged * (1 + RERUN * cost.kinds)
+        + texts.calibration_tokens * BASIS_SHARE
+        + texts.tokens * SESSION_SHARE
+    )
+    widths = (
+        config.hidden,
+        config.heads * config.head_dim,
+        config.hidden,
+        config.intermediate,
+    )
+    rest = 0.0  # of a layer: second moments of inputs, their factors, compensated rounding
+    for width, size in zip(widths, units, strict=True):
+        inputs = min(width, MAX_COMPENSATED)
+        rest += 2 * texts.calibration_tokens * width * inputs
+        rest += FACTOR_WORK * width * inputs**2
+        rest += ROUNDING_WORK * cost.forms * size * inputs
+    return 2 * linears * tokens + config.layers * rest
 
 
 def linear_sizes(config: DecoderConfig) -> list[int]:
