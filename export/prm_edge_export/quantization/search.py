@@ -8,6 +8,7 @@ logits, W outputs of all heads.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ TRIES: Final = 5
 PREFIX_NAME: Final = "prefix.f32"
 COMPARED: Final = 16  # solutions on which two bases are compared
 _STRICTER: Final = 0.9  # aim a little below what the last measurement says is needed
+_WORTH_A_TRY: Final = 0.05  # of the cost: a plan cheaper by less is not looked for
 WORST_SHOWN: Final = 8
 
 
@@ -179,32 +181,70 @@ def _rotation_helps(
 def find_plan(
     calibration: Calibration, build: Callable[[choose.Plan], Drift], say: Say
 ) -> tuple[choose.Plan, Drift]:
-    """Build plans until one meets the target. Drift grows with the root of the summed errors."""
+    """Build plans until one meets the target, then look for a cheaper one that does too.
+
+    Drift grows with about the root of the summed errors; how far that holds, each try tells. When
+    none meets the target, the most precise one that was tried stays.
+    """
     units, menu = calibration.units, calibration.menu
-    first, targets = menu.kinds[0], targets_of(menu)
-    plan = choose.cheapest(units, menu)
-    tried: list[tuple[choose.Plan, Drift]] = []
+    targets = targets_of(menu)
+    plan: choose.Plan = choose.cheapest(units, menu)
+    tried: list[Tried] = []
     while True:
         drift = build(plan)
-        tried.append((plan, drift))
-        shares = choose.shares(units, plan, menu)
-        say(
-            f"plan {len(tried)}: {shares[first]:.0%} {first}, relative cost "
-            f"{_relative_cost(calibration, plan):.2f}, mean |dp| {drift.mean_dp:.4f}, relative RMS "
-            f"{drift.rel_rms:.4f} on its own solutions"
+        tried.append(
+            Tried(
+                plan=plan,
+                drift=drift,
+                off=drift.of(targets),
+                error=choose.total_error(units, plan),
+                cost=_relative_cost(calibration, plan),
+            )
         )
-        if drift.of(targets) <= 1 or len(tried) == TRIES:
+        say(
+            f"plan {len(tried)}: {choose.shares(units, plan, menu)[menu.kinds[0]]:.0%} "
+            f"{menu.kinds[0]}, relative cost {tried[-1].cost:.2f}, mean |dp| {drift.mean_dp:.4f}, "
+            f"relative RMS {drift.rel_rms:.4f} on its own solutions"
+        )
+        allowed = _allowed_next(tried)
+        if allowed is None or len(tried) == TRIES:
             break
-        allowed = choose.total_error(units, plan) * (_STRICTER / drift.of(targets)) ** 2
         following = choose.choose(units, allowed, menu)
-        if following == plan:
+        if any(following == one.plan for one in tried):
             break
         plan = following
-    best = min(tried, key=lambda pair: pair[1].of(targets))
-    if drift.of(targets) > 1 and best[0] is not plan:
-        build(best[0])
-        return best
-    return plan, drift
+    met = [one for one in tried if one.off <= 1]
+    best = min(met, key=lambda one: one.cost) if met else min(tried, key=lambda one: one.off)
+    if best.plan is not plan:
+        build(best.plan)
+    return best.plan, best.drift
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A plan that was built. ``off``: its drift, 1 where it just meets the target."""
+
+    plan: choose.Plan
+    drift: Drift
+    off: float
+    error: float
+    cost: float
+
+
+def _allowed_next(tried: Sequence[Tried]) -> float | None:
+    """The summed errors that the next plan may have; None when looking on is not worth it."""
+    met = [one for one in tried if one.off <= 1]
+    if not met:
+        return tried[-1].error * (_STRICTER / tried[-1].off) ** 2
+    # the cheapest that meets the target, and the dearest that does not
+    best = min(met, key=lambda one: one.cost)
+    missed = [one for one in tried if one.off > 1 and one.cost < best.cost]
+    if not missed:
+        return None
+    last = max(missed, key=lambda one: one.cost)
+    if best.cost <= last.cost * (1 + _WORTH_A_TRY):
+        return None
+    return math.sqrt(best.error * last.error)
 
 
 def trial_variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...] = ()) -> Variant:
