@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import os
 import random
@@ -46,6 +47,7 @@ BATCH_TOKENS = 6144
 POOL_BATCHES = 24
 LIMIT_TOKENS = 320
 WIDTH = 160
+LAYERS = 6
 SAVE_EVERY_S = 240
 STOP = threading.Event()  # set by SIGTERM: save after the step in hand and leave
 
@@ -60,13 +62,13 @@ def make_tokenizer(real: RealMixture, size: int = 800) -> Tokenizer:
     return train_tokenizer(texts, size)
 
 
-def make_model(vocabulary: int, pad: int) -> LlamaForTokenClassification:
-    """A deep, narrow Llama of about 1.9 million parameters."""
+def make_model(vocabulary: int, pad: int, layers: int = LAYERS) -> LlamaForTokenClassification:
+    """A deep, narrow Llama, of about 1.9 million parameters with six layers."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
         intermediate_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=5,
         num_key_value_heads=5,
         head_dim=32,
@@ -149,7 +151,10 @@ class Run:
         self.stream = Stream(self.tokenizer, real, seed, LIMIT_TOKENS, start)
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
-        self.model = make_model(self.tokenizer.get_vocab_size(), pad)
+        # Of weights that are gone on with, the depth is theirs (`deepen.py`).
+        config = {} if init is None else json.loads((init / "config.json").read_text())
+        layers = config.get("num_hidden_layers", LAYERS)
+        self.model = make_model(self.tokenizer.get_vocab_size(), pad, layers)
         self.forecast = torch.nn.Linear(WIDTH, self.tokenizer.get_vocab_size(), bias=False)
         self.naming = torch.nn.Linear(WIDTH, len(ERRORS), bias=False)
         inner = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
