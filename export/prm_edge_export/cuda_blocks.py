@@ -14,9 +14,6 @@ from typing import Final
 
 import torch
 
-from prm_edge_runtime.engine import open_engine
-
-from .graph import GRAPH_NAME
 from .half import BF16, FP16, scales
 from .half_blocks import build_blocks, widen_blocks
 from .model_config import DecoderConfig
@@ -29,7 +26,6 @@ from .quantization.search import (
     Quantized,
     drift_of,
     find_plan,
-    logits_of,
     report_of,
     trial_variant,
     worst_of,
@@ -90,12 +86,7 @@ def build_within_target(
                 max_tokens=plan.max_tokens,
             )  # fmt: skip
             variant = trial_variant(config, CUDA_MENU)
-            engine = open_engine(
-                wide / GRAPH_NAME, variant, logits=head.logits, kinds=len(head.kinds), threads=0
-            )
-            got = [engine.run(record.ids, record.reads) for record in searched]
-            wanted = calibration.outputs
-            return drift_of(logits_of(wanted, head), logits_of(got, head), plan.recipe.score)
+            return drift_of(wide, variant, head, plan.recipe.score, searched, calibration.outputs)
 
         chosen, drift = find_plan(calibration, build, say)
     unfused = sorted(

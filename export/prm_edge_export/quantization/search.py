@@ -127,16 +127,7 @@ def build_within_target(
 
         def build(plan: choose.Plan) -> Drift:
             build_quantized(config, head, turned, folder, calibration, plan, max_tokens=max_tokens)
-            engine = open_engine(
-                folder / GRAPH_NAME,
-                variant,
-                logits=head.logits,
-                kinds=len(head.kinds),
-                threads=0,
-            )
-            got = [engine.run(record.ids, record.reads) for record in searched]
-            wanted = calibration.outputs[: len(searched)]
-            return drift_of(logits_of(wanted, head), logits_of(got, head), score)
+            return drift_of(folder, variant, head, score, searched, calibration.outputs)
 
         plan, drift = find_plan(calibration, build, say)
     finally:
@@ -264,15 +255,21 @@ def trial_variant(config: DecoderConfig, menu: Menu, opening: tuple[int, ...] = 
     )
 
 
-def logits_of(rows: Sequence[NDArray[np.float32]], head: Head) -> list[NDArray[np.float32]]:
-    """(N, W) each -> (N, C)"""
-    return [each[:, : head.logits] for each in rows]
-
-
 def drift_of(
-    wanted: Sequence[NDArray[np.float32]], got: Sequence[NDArray[np.float32]], score: Score
+    folder: Path,
+    variant: Variant,
+    head: Head,
+    score: Score,
+    records: Sequence[Encoded],
+    outputs: Sequence[NDArray[np.float32]],
 ) -> Drift:
-    expected, found = np.concatenate(wanted), np.concatenate(got)
+    """How far a folder's graph is from the reference's ``outputs`` (N, W), first the records'."""
+    engine = open_engine(
+        folder / GRAPH_NAME, variant, logits=head.logits, kinds=len(head.kinds), threads=0
+    )
+    got = [engine.run(record.ids, record.reads) for record in records]
+    found = np.concatenate([each[:, : head.logits] for each in got])
+    expected = np.concatenate([each[:, : head.logits] for each in outputs[: len(records)]])
     spread = max(float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2))), 1e-30)
     differences = scoring.scores_from_logits(found, score) - scoring.scores_from_logits(
         expected, score
