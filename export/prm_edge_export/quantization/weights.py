@@ -191,11 +191,13 @@ def quantize_channels(weight: torch.Tensor, inputs: Inputs) -> Channels:
     weight takes gigabytes.
     """
     scales = channel_scales(weight)
-    values = [
-        _integers(rows, each[:, None].expand(rows.shape), inputs.hows, (-LEVELS, LEVELS))
-        for rows, each in zip(torch.split(weight, ROWS), torch.split(scales, ROWS), strict=True)
-    ]
-    return Channels(values=torch.cat([part.to(torch.int8) for part in values]), scales=scales)
+    values = torch.empty(weight.shape, dtype=torch.int8)
+    for start in range(0, len(weight), ROWS):
+        rows, each = weight[start : start + ROWS], scales[start : start + ROWS, None]
+        values[start : start + ROWS] = _integers(
+            rows, each.expand(rows.shape), inputs.hows, (-LEVELS, LEVELS)
+        )
+    return Channels(values=values, scales=scales)
 
 
 def quantize_blocks(
