@@ -31,6 +31,10 @@ _SEED: Final = 576
 _NORMS: Final = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
 # of a head's first layer: those whose tensor is one matrix over the stream
 _PLAIN_FOLDS: Final = ("none", "mean")
+# The large ones, and along which axis parts of them do not meet: turned at once, their copies in
+# float64 would take gigabytes.
+_APART: Final = {"gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1}
+_PART: Final = 2048  # rows or columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,7 +156,16 @@ class RotatedTensors(Tensors):
             gain = self._base.torch("model.norm.weight", (self._config.hidden,))
             return self._stream.columns(tensor.double() * gain).float().contiguous()
         way = next((way for end, way in self._ways.items() if name.endswith(end)), None)
-        return tensor if way is None else way(name, tensor).float().contiguous()
+        if way is None:
+            return tensor
+        axis = next((axis for end, axis in _APART.items() if name.endswith(end)), None)
+        if axis is None:
+            return way(name, tensor).float().contiguous()
+        turned = torch.empty_like(tensor)
+        parts = zip(tensor.split(_PART, axis), turned.split(_PART, axis), strict=True)
+        for before, after in parts:
+            after.copy_(way(name, before))
+        return turned
 
     def close(self) -> None:
         """Nothing of its own is open."""
