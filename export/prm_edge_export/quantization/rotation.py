@@ -162,8 +162,8 @@ class RotatedTensors(Tensors):
         if axis is None:
             return way(name, tensor).float().contiguous()
         turned = torch.empty_like(tensor)
-        parts = zip(tensor.split(_PART, axis), turned.split(_PART, axis), strict=True)
-        for before, after in parts:
+        parts = (torch.split(each, _PART, axis) for each in (tensor, turned))
+        for before, after in zip(*parts, strict=True):
             after.copy_(way(name, before))
         return turned
 
