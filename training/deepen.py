@@ -32,7 +32,8 @@ def deepened(
     Raises:
         ValueError: when a layer is named that is not there.
     """
-    if missing := sorted(set(copies) - set(range(layers))):
+    copies = set(copies)
+    if missing := sorted(copies - set(range(layers))):
         raise ValueError(f"no layer {missing[0]}: the checkpoint has {layers}, counted from 0")
     new: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
@@ -41,7 +42,7 @@ def deepened(
             new[name] = tensor
             continue
         at = int(found[2])
-        place = at + sum(copy < at for copy in set(copies))
+        place = at + sum(copy < at for copy in copies)
         new[f"{found[1]}{place}{found[3]}"] = tensor
         if at in copies:
             silent = name.endswith(WRITES)

@@ -152,8 +152,9 @@ class Run:
         pad = self.tokenizer.token_to_id("<pad>")
         separator_id(self.tokenizer)
         # Of weights that are gone on with, the depth is theirs (`deepen.py`).
-        config = {} if init is None else json.loads((init / "config.json").read_text())
-        layers = config.get("num_hidden_layers", LAYERS)
+        layers = LAYERS
+        if init is not None:
+            layers = json.loads((init / "config.json").read_text())["num_hidden_layers"]
         self.model = make_model(self.tokenizer.get_vocab_size(), pad, layers)
         self.forecast = torch.nn.Linear(WIDTH, self.tokenizer.get_vocab_size(), bias=False)
         self.naming = torch.nn.Linear(WIDTH, len(ERRORS), bias=False)
