@@ -59,6 +59,13 @@ def test_needs_hold_less_than_the_model_where_it_is_large() -> None:
     assert preflight.estimate(LARGE, "int8", TEXTS, gflops=50).memory < bytes_of_7b / 2
 
 
+def test_only_where_two_bases_are_compared_it_takes_the_time() -> None:
+    there, not_there = (
+        preflight.estimate(LARGE, name, TEXTS, gflops=50) for name in ("int4", "cuda-int4")
+    )
+    assert not_there.seconds < there.seconds
+
+
 def test_needs_are_told_in_a_line() -> None:
     needs = Needs(memory=2_940_000_000, disk=5_010_000_000, seconds=61)
     assert needs.line() == "needs about 2.9 GB of memory, 5.0 GB of disk and 2 min"

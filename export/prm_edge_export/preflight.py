@@ -34,7 +34,8 @@ class Cost:
     """Bytes of one weight of a linear, by where it lies, and of one of the embedding.
 
     ``session``: in a CPU session that runs it. ``kinds``: how many kinds of each linear are tried;
-    ``forms``: how many of them have rounded weights of their own.
+    ``forms``: how many of them have rounded weights of their own. ``bases``: whether two bases
+    are compared first.
     """
 
     file: float
@@ -43,6 +44,7 @@ class Cost:
     embedding: int
     kinds: int = 0
     forms: int = 0
+    bases: bool = False
 
 
 # by variant, else by precision
@@ -51,8 +53,8 @@ COSTS: Final = {
     # beside it lies the float32 graph that it is checked with
     "fp16": Cost(file=2, scratch=4, session=4.3, embedding=6),
     "bf16": Cost(file=2, scratch=4, session=4.3, embedding=6),
-    "int8": Cost(file=1.15, scratch=1.1, session=1.3, embedding=1, kinds=2, forms=1),
-    "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, kinds=2, forms=2),
+    "int8": Cost(file=1.15, scratch=1.1, session=1.3, embedding=1, kinds=2, forms=1, bases=True),
+    "int4": Cost(file=0.7, scratch=1.6, session=0.9, embedding=1, kinds=2, forms=2, bases=True),
     # both kinds of blocks, and the float32 graph that it is checked with
     "cuda-int4": Cost(file=0.7, scratch=5.8, session=4.3, embedding=5, kinds=2, forms=2),
 }
@@ -133,7 +135,7 @@ def _operations(config: DecoderConfig, cost: Cost, texts: Texts) -> float:
     tokens = (
         texts.tokens
         + judged * (1 + RERUN * cost.kinds)
-        + texts.calibration_tokens * BASIS_SHARE
+        + texts.calibration_tokens * BASIS_SHARE * cost.bases
         + texts.tokens * SESSION_SHARE
     )
     widths = (
