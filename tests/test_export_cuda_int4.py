@@ -48,9 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As exact as it gets: the plan is never satisfied, so that it has both kinds of blocks."""
     out = tmp_path_factory.mktemp("int4") / "package"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "INT4_TARGETS", (1e-9, 1e-9))
-        export_int4(checkpoint, out)
+    export_int4(checkpoint, out, drift=1e-9)
     return out
 
 

@@ -43,9 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As exact as it gets: the plan is never satisfied."""
     out = tmp_path_factory.mktemp("int4") / "package"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "INT4_TARGETS", (1e-9, 1e-9))
-        export_int4(checkpoint, out)
+    export_int4(checkpoint, out, drift=1e-9)
     return out
 
 
@@ -119,10 +117,9 @@ def test_int4_scores_do_not_depend_on_the_cut_or_the_batch(package: Path) -> Non
 
 
 def test_int4_same_checkpoint_gives_same_bytes(
-    package: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(search, "INT4_TARGETS", (1e-9, 1e-9))
-    export_int4(checkpoint, tmp_path / "package")
+    export_int4(checkpoint, tmp_path / "package", drift=1e-9)
     assert Scorer.load(tmp_path / "package").package.digest == Scorer.load(package).package.digest
 
 

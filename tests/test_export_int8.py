@@ -244,16 +244,16 @@ def test_int8_plan_goes_on_until_its_target(
     monkeypatch.setattr(search, "TARGET_REL_RMS", 0.5)
     relaxed = export_int8(checkpoint, tmp_path / "relaxed")
     assert relaxed["plan"]["shares"]["int8"] == relaxed["plan"]["cost"] == 1
-    monkeypatch.setattr(search, "TARGET_MEAN_DP", 0.004)
-    strict = export_int8(checkpoint, tmp_path / "strict")
+    monkeypatch.undo()
+    strict = export_int8(checkpoint, tmp_path / "strict", drift=0.004)
+    assert strict["plan"]["target"] == {"mean_abs_dp": 0.004, "logit_rel_rms": pytest.approx(0.03)}
     assert strict["plan"]["cost"] > relaxed["plan"]["cost"]
     assert strict["plan"]["drift"]["mean_abs_dp"] < relaxed["plan"]["drift"]["mean_abs_dp"]
     shares = strict["plan"]["shares"]
     assert shares["int8"] + shares["int8x2"] >= 0.65
     assert shares["fp32"] <= 0.05
     # out of reach: the most precise of the plans that were tried is the one that is kept
-    monkeypatch.setattr(search, "TARGET_MEAN_DP", 1e-9)
-    never = export_int8(checkpoint, tmp_path / "never")
+    never = export_int8(checkpoint, tmp_path / "never", drift=1e-9)
     tried = [
         float(line.split("mean |dp| ")[1].split(",")[0])
         for line in never["lines"]
@@ -261,6 +261,16 @@ def test_int8_plan_goes_on_until_its_target(
     ]
     assert 2 <= len(tried) <= search.TRIES
     assert never["plan"]["drift"]["mean_abs_dp"] == pytest.approx(min(tried), abs=1e-4)
+
+
+def test_int8_refuses_a_drift_that_its_proof_does_not_allow(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--drift is 0\.02, .* int8 allows .* 0\.01: give that"):
+        export_int8(checkpoint, tmp_path / "pkg", drift=0.02)
+    with pytest.raises(ConfigError, match=r"--drift is for --precision int8 or int4, got fp32"):
+        export_int8(checkpoint, tmp_path / "pkg", precision="fp32", calibration=None, drift=0.002)
+    assert not (tmp_path / "pkg").exists()
 
 
 def test_int8_of_the_built_in_model_passes_its_gate(tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 }
 
 
-def export_variant(checkpoint: Path, out: Path, name: str) -> dict[str, Any]:
-    options = {**QUANTIZED[name], **LOCAL}
+def export_variant(checkpoint: Path, out: Path, name: str, **given: Any) -> dict[str, Any]:
+    options = {**QUANTIZED[name], **LOCAL, **given}
     if name in ("cpu-int8", "cpu-int4"):
         return export_int8(checkpoint, out, **options)
     return export_kinds(checkpoint, out, **options)
@@ -222,11 +222,12 @@ def test_int8_names_kinds_in_any_basis(
     from prm_edge_export.quantization import search
 
     monkeypatch.setattr(search, "_rotation_helps", lambda *given: rotated)
-    monkeypatch.setattr(search, "TARGET_MEAN_DP", 1e-9)  # as exact as it gets
     shape = {"hidden_size": 128, "intermediate_size": 200}
     checkpoint = checkpoints.trl_llama(tmp_path / "tiny", **shape)
     linear = name_kinds(checkpoint, bias=True)
-    report = export_variant(checkpoint, tmp_path / "p", "cpu-int8")
+    report = export_variant(
+        checkpoint, tmp_path / "p", "cpu-int8", drift=1e-9
+    )  # as exact as it gets
     assert report["plan"]["rotated"] == rotated
     with Scorer.load(tmp_path / "p", threads=1) as scorer:
         kinds = scorer.score(PROBLEM, STEPS).kinds

@@ -8,6 +8,7 @@ bytes in which each node's result is rounded as on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -69,6 +70,7 @@ def build_within_target(
             solutions.calibration,
             searched,
             scratch,
+            menu=replace(CUDA_MENU, drift=plan.options.drift),
             factors={tensor: scale.factor for tensor, scale in scales(config, folds).items()},
             scale_type=SCALE_TYPES[form],
             progress=progress,

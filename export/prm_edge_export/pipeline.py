@@ -252,7 +252,7 @@ def _build(
             opening=plan.encoder.opening(),
             max_tokens=plan.max_tokens,
             say=say,
-            menu=MENUS[plan.options.precision],
+            menu=replace(MENUS[plan.options.precision], drift=plan.options.drift),
         )
         for name in refuse_unused(tensors):
             say(f"not needed for scores: {name}")

@@ -71,6 +71,7 @@ class ExportOptions:
     precision: str = AUTO
     backend: str = "auto"
     calibration: Path | None = None
+    drift: float | None = None
     verify: Path | None = None
     expect: Path | None = None
     label_meaning: str | None = None
@@ -213,6 +214,11 @@ def _check_choices(options: ExportOptions) -> None:
         raise ConfigError(
             f"--calibration is for --precision {', '.join(CALIBRATED)}, got {options.precision}, "
             "which needs none; leave one of them out"
+        )
+    if options.drift is not None and options.precision not in QUANTIZED:
+        raise ConfigError(
+            f"--drift is for --precision {' or '.join(QUANTIZED)}, got {options.precision}, which "
+            "has no plan to aim; leave one of them out"
         )
 
 

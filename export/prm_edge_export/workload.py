@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from prm_edge_runtime.encoding import Encoded
+from prm_edge_runtime.errors import ConfigError
 
 from . import cuda_target, preflight, proof
 from .package_files import require_free_space
@@ -43,9 +44,16 @@ def workload(plan: Plan, say: Say) -> Workload:
 
     Raises:
         CheckpointError: when texts cannot be read, or none can be used.
+        ConfigError: when a plan is to aim at more drift than its proof allows.
         ProofError: when ours and transformers' tokens differ.
     """
     options = plan.options
+    most = proof.BUDGETS[options.precision].at_most.get("mean_abs_dp")
+    if options.drift is not None and most is not None and options.drift > most:
+        raise ConfigError(
+            f"--drift is {options.drift:g}, and the proof of {options.precision} allows a mean "
+            f"|dp| of {most:g}: give that at most"
+        )
     bundled = proof.BUDGETS[options.precision].texts
     texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
     pairs = [(text.problem, text.steps) for text in texts]

@@ -76,6 +76,13 @@ FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Worked solutions to calibrate int8 and int4 on, and to measure the values of fp16 on.",
 )
 @click.option(
+    "--drift",
+    metavar="MEAN_DP",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Mean |dp| that the plan of int8 or int4 aims at: less is closer to torch, and slower. "
+    "Default: 0.006 and 0.02.",
+)
+@click.option(
     "--verify", metavar="FILE", type=FILE, help="Worked solutions to prove the package on."
 )
 @click.option("--expect", metavar="GOLDEN", type=FILE, help="Scores recorded where it was trained.")
@@ -112,6 +119,7 @@ def export_command(
     precision: str,
     backend: str,
     calibration: Path | None,
+    drift: float | None,
     verify: Path | None,
     expect: Path | None,
     label_meaning: str | None,
@@ -146,6 +154,7 @@ def export_command(
             precision=precision,
             backend=backend,
             calibration=calibration,
+            drift=drift,
             verify=verify,
             expect=expect,
             label_meaning=label_meaning,

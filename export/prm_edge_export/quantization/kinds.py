@@ -32,7 +32,8 @@ class Menu:
 
     ``costs``: of one multiply-add, the first kind's being 1. ``least``: share of the multiply-adds
     that stay the first kind; ``most_fp32``: that may become float32. ``twice``: the kind that
-    counts as the first too, where the first alone cannot be precise enough.
+    counts as the first too, where the first alone cannot be precise enough. ``drift``: the mean
+    |dp| that a plan aims at, where it is not the precision's own (`search.py`).
     """
 
     precision: str
@@ -41,6 +42,7 @@ class Menu:
     least: float
     most_fp32: float
     twice: str | None = None
+    drift: float | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -64,8 +64,9 @@ class Drift:
 
 
 def targets_of(menu: Menu) -> tuple[float, float]:
-    """Mean |dp| and relative RMS that a precision's plan aims at."""
-    return INT4_TARGETS if menu.precision == INT4 else (TARGET_MEAN_DP, TARGET_REL_RMS)
+    """Mean |dp| and relative RMS that a plan aims at; who asks for one gets the other with it."""
+    own = INT4_TARGETS if menu.precision == INT4 else (TARGET_MEAN_DP, TARGET_REL_RMS)
+    return own if menu.drift is None else (menu.drift, own[1] * menu.drift / own[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

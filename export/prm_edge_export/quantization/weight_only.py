@@ -20,7 +20,7 @@ from prm_edge_runtime.encoding import Encoded
 from ..model_config import DecoderConfig
 from . import weights
 from .calibration import Calibration, Measured
-from .kinds import CUDA_MENU, FP32, UNITS, W4, W8, Unit, layer_prefix
+from .kinds import CUDA_MENU, FP32, UNITS, W4, W8, Menu, Unit, layer_prefix
 from .layers import Batch, LayerRunner
 from .measuring import Judge, run_and_catch, weights_of
 
@@ -35,6 +35,7 @@ def calibrate_blocks(
     judged: Sequence[Encoded],
     scratch: Path,
     *,
+    menu: Menu = CUDA_MENU,
     factors: Mapping[str, float],
     scale_type: torch.dtype,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -46,7 +47,7 @@ def calibrate_blocks(
     Raises:
         CheckpointError: when a tensor is missing, has another shape or is not finite.
     """
-    result = Calibration(menu=CUDA_MENU)
+    result = Calibration(menu=menu)
     used, others = runner.batches(records), runner.batches(judged)
     for index in range(config.layers):
         runner.load(index)
