@@ -216,9 +216,9 @@ def _check_choices(options: ExportOptions) -> None:
             "which needs none; leave one of them out"
         )
     if options.drift is not None and options.precision not in QUANTIZED:
+        known = " or ".join(QUANTIZED)
         raise ConfigError(
-            f"--drift is for --precision {' or '.join(QUANTIZED)}, got {options.precision}, which "
-            "has no plan to aim; leave one of them out"
+            f"--drift is for --precision {known}, got {options.precision}; leave one of them out"
         )
 
 
