@@ -36,14 +36,14 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "story": (worded.story, 8),
     "evaluation": (arithmetic.evaluation, 14),
     "fractions": (arithmetic.fractions, 6),
-    "fact": (systems.fact, 7),
-    "system": (systems.system, 13),
+    "fact": (systems.fact, 12),
+    "system": (systems.system, 18),
     "quadratic": (systems.quadratic, 4),
 }
 # Trained on and never measured: sums alone, the densest lesson in digits there is.
 LESSONS: dict[str, tuple[Family, float]] = {
     "sums": (worded.sums, 8),
-    "drills": (worded.drills, 30),
+    "drills": (worded.drills, 16),
 }
 EARLY = {
     "sums": 25,
