@@ -63,6 +63,7 @@ def test_export_hands_on_its_defaults(pipeline: SimpleNamespace) -> None:
                 "precision": "auto",
                 "backend": "auto",
                 "calibration": None,
+                "drift": None,
                 "verify": None,
                 "expect": None,
                 "add": False,
@@ -83,7 +84,7 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     result = export(
         "ckpt", "pkg", "--recipe", "trl", "--separator", r"\n\n", "--good-label", 1, "--target",
         "cpu", "--precision", "fp32", "--backend", "native", "--verify", file, "--expect", file,
-        "--calibration", file,
+        "--calibration", file, "--drift", 0.004,
         "--label-meaning", "local", "--notice", "n", "--add", "--allow-drift",
         "--trust-tokenizer-file", "--overwrite", "--json", "--revision", "v1", "--base", "b",
     )  # fmt: skip
@@ -94,7 +95,7 @@ def test_export_hands_on_every_option(pipeline: SimpleNamespace, tmp_path: Path)
     assert (asked["revision"], asked["base"]) == ("v1", "b")
     assert (asked["good_label"], asked["target"], asked["precision"]) == (1, "cpu", "fp32")
     assert (asked["backend"], asked["verify"], asked["expect"]) == ("native", file, file)
-    assert asked["calibration"] == file
+    assert (asked["calibration"], asked["drift"]) == (file, 0.004)
     assert asked["add"]
     assert asked["allow_drift"]
     assert (asked["label_meaning"], asked["notice"]) == ("local", "n")

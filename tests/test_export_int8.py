@@ -215,7 +215,8 @@ def test_int8_over_budget_writes_nothing(
     with pytest.raises(
         ProofError,
         match=r"(?s)over the int8 budget: mean_abs_dp .* > 1e-06; worst steps:\n  \|dp\|.*"
-        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift.*"
+        r"linears that lose most:\n  layer +\d +(qkv|o|gate_up|down) +int8.*%.*--allow-drift.*; "
+        r"--drift 0.003 aims closer.*"
         r"--precision fp32 is exact",
     ):
         export_int8(checkpoint, tmp_path / "pkg", allow_drift=False)
@@ -273,16 +274,19 @@ def test_int8_refuses_a_drift_that_its_proof_does_not_allow(
     assert not (tmp_path / "pkg").exists()
 
 
-def test_int8_of_the_built_in_model_passes_its_gate(tmp_path: Path) -> None:
+def test_int8_of_the_built_in_model_passes_its_gate_where_it_is_aimed_close(
+    tmp_path: Path,
+) -> None:
     trained = Path(__file__).parent.parent / "training" / "checkpoint"
     if not (trained / "model.safetensors").is_file():
         pytest.skip("training/checkpoint is not here")
     report = export_int8(
-        trained, tmp_path / "pkg", calibration=None, verify=None, allow_drift=False
+        trained, tmp_path / "pkg", calibration=None, verify=None, allow_drift=False, drift=0.003
     )
     assert report["proof"]["steps"] > 2000
     assert report["proof"]["allowed_drift"] is False
-    assert report["plan"]["shares"]["int8"] >= 0.65
+    shares = report["plan"]["shares"]
+    assert shares["int8"] + shares["int8x2"] >= 0.95
     assert report["size"]["bytes"] < 2 * report["size"]["parameters"]
 
 

@@ -229,7 +229,9 @@ def _refused(over: str, quantized: Quantized | None, half: cuda_target.Half | No
     exact = ""
     if quantized is not None:
         over = "\n".join([over, "linears that lose most:", *quantized.worst])
-        exact = f"; --precision {'fp32 is exact' if half is None else 'fp16 loses less'}"
+        closer = quantized.report["target"]["mean_abs_dp"] / 2
+        exact = f"; --drift {closer:g} aims closer to torch, "
+        exact += f"--precision {'fp32 is exact' if half is None else 'fp16 loses less'}"
     return f"{over}\nnothing was written; --allow-drift records it and goes on{exact}"
 
 
