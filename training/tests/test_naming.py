@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ pytest.importorskip("torch", reason="needs the export extra")
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from prm_edge.error_words import WORDS
 from training import kinds
+from training.batches import encode
 from training.evaluate import kinds as kinds_row
 from training.generator import ERRORS, Line, Solution
 from training.kinds import KINDS_NAME, load_kinds, save_kinds
@@ -36,15 +40,41 @@ def test_file_holds_the_layer_and_its_names(tmp_path: Path) -> None:
         save_kinds(weight[:2], tmp_path / KINDS_NAME)
 
 
-def test_older_file_gets_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(len(ERRORS), 8)
-    save_file({"weight": weight}, tmp_path / KINDS_NAME)
-    monkeypatch.setattr("sys.argv", ["kinds", str(tmp_path)])
+def test_layer_is_fitted_anew_on_a_finished_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    states = torch.randn(400, 8)
+    truth = torch.randn(len(ERRORS), 8)
+    drawn = (states @ truth.t()).argmax(1)
+    monkeypatch.setattr(kinds, "flagged", lambda *given: (states, drawn))
+    monkeypatch.setattr(kinds, "RealMixture", lambda data: None)
+    monkeypatch.setattr(kinds, "Stream", lambda *given: None)
+    shutil.copytree(CHECKPOINT, tmp_path / "c")
+    save_kinds(torch.zeros(len(ERRORS), 8), tmp_path / "c" / KINDS_NAME)
+    scores = (tmp_path / "c" / "model.safetensors").read_bytes()
+    arguments = ["kinds", str(tmp_path / "c"), "--solutions", "0"]
+    monkeypatch.setattr(sys, "argv", arguments)
     kinds.main()
-    with safe_open(tmp_path / KINDS_NAME, framework="pt") as file:
-        assert json.loads(file.metadata()["names"]) == list(ERRORS)
-    assert torch.equal(load_file(tmp_path / KINDS_NAME)["weight"], weight)
-    assert [path.name for path in tmp_path.iterdir()] == [KINDS_NAME]
+    weight, names = load_kinds(tmp_path / "c" / KINDS_NAME)
+    assert (states @ weight.t()).argmax(1).eq(drawn).float().mean() > 0.9
+    assert names == list(ERRORS)
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() == scores
+    save_file({"weight": weight}, tmp_path / "c" / KINDS_NAME, metadata={"names": '["a"]'})
+    with pytest.raises(ValueError, match=r"names \['a'\], the generator"):
+        kinds.main()
+
+
+def test_only_flagged_wrong_lines_are_fitted_on() -> None:
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    wrong = Line("x = 9", False, "slip", 4)
+    rows = [
+        encode(tokenizer, Solution("Solve for x: 2x = 6", (line,), "test"), 320)
+        for line in (Line("x = 3", True, "none", -1), wrong)
+    ]
+    states, found = kinds.flagged(CHECKPOINT, rows)
+    assert found.tolist() == [ERRORS.index("slip")]
+    assert states.shape == (1, 160)
 
 
 def test_every_error_has_words() -> None:
