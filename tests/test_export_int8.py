@@ -267,8 +267,12 @@ def test_int8_plan_goes_on_until_its_target(
 def test_int8_refuses_a_drift_that_its_proof_does_not_allow(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--drift is 0\.02, .* int8 allows .* 0\.01: give that"):
-        export_int8(checkpoint, tmp_path / "pkg", drift=0.02)
+    for given, said in ((0.02, r"0\.02"), (0.0, "0"), (float("nan"), "nan"), (-1e-3, r"-0\.001")):
+        expected = (
+            rf"--drift is {said}, .* int8 allows .* 0\.01: give that at most, and more than 0"
+        )
+        with pytest.raises(ConfigError, match=expected):
+            export_int8(checkpoint, tmp_path / "pkg", drift=given)
     with pytest.raises(ConfigError, match=r"--drift is for --precision int8 or int4, got fp32"):
         export_int8(checkpoint, tmp_path / "pkg", precision="fp32", calibration=None, drift=0.002)
     assert not (tmp_path / "pkg").exists()

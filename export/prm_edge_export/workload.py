@@ -48,13 +48,13 @@ def workload(plan: Plan, say: Say) -> Workload:
         ProofError: when ours and transformers' tokens differ.
     """
     options = plan.options
-    most = proof.BUDGETS[options.precision].at_most.get("mean_abs_dp")
-    if options.drift is not None and most is not None and options.drift > most:
+    budget = proof.BUDGETS[options.precision]
+    if options.drift is not None and not 0 < options.drift <= budget.at_most["mean_abs_dp"]:
         raise ConfigError(
             f"--drift is {options.drift:g}, and the proof of {options.precision} allows a mean "
-            f"|dp| of {most:g}: give that at most"
+            f"|dp| of {budget.at_most['mean_abs_dp']:g}: give that at most, and more than 0"
         )
-    bundled = proof.BUDGETS[options.precision].texts
+    bundled = budget.texts
     texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
     pairs = [(text.problem, text.steps) for text in texts]
     agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, pairs)
