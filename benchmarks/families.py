@@ -27,8 +27,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import family_cases  # noqa: E402  # a folder of the repository, found above
 import numpy as np  # noqa: E402
 
+from prm_edge_export.options import ExportOptions  # noqa: E402
 from prm_edge_export.pipeline import export  # noqa: E402
-from prm_edge_export.plan import ExportOptions  # noqa: E402
 from prm_edge_runtime import Scorer  # noqa: E402
 from prm_edge_runtime.errors import InputError  # noqa: E402
 

@@ -19,8 +19,8 @@ from shapes import RandomTensors, Shape
 
 from prm_edge_export.half import BF16, FP16, build_half
 from prm_edge_export.half_blocks import PackagedBlocks, build_blocks
+from prm_edge_export.options import INT4, ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import INT4, ExportOptions
 from prm_edge_export.proof import load_texts
 from prm_edge_export.quantization.calibration import Calibration
 from prm_edge_export.quantization.kinds import CUDA_MENU, UNITS, W4, layer_prefix

@@ -41,8 +41,8 @@ from gpu_cases import (
 from gpu_package import some_texts
 from shapes import SHAPES
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.proof import BUDGETS
 from prm_edge_runtime import CudaOptions, Scorer
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.quantization import search
 
 SOLUTIONS: list[dict[str, Any]] = [

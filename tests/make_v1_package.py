@@ -12,8 +12,8 @@ from pathlib import Path
 
 import checkpoints
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 
 
 def main(out: Path) -> None:

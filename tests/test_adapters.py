@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForTokenClassification
 
 from prm_edge_export.adapters import AdaptedTensors
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.sources import open_checkpoint
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError

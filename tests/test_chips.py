@@ -89,8 +89,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import checkpoints
     from int8_packages import SOLUTIONS, VERIFIED, export_int8, write_texts
 
+    from prm_edge_export.options import ExportOptions
     from prm_edge_export.pipeline import export
-    from prm_edge_export.plan import ExportOptions
 
     root = tmp_path_factory.mktemp("chips")
     checkpoint, out = checkpoints.trl_llama(root / "tiny"), root / "tiny-prm"

@@ -350,8 +350,8 @@ def wide_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     pytest.importorskip("torch", reason="needs the export extra")
     import checkpoints
 
+    from prm_edge_export.options import ExportOptions
     from prm_edge_export.pipeline import export
-    from prm_edge_export.plan import ExportOptions
 
     folder = tmp_path_factory.mktemp("wide")
     checkpoint = checkpoints.trl_llama(

@@ -18,8 +18,8 @@ import torch
 from torch_reference import torch_scores
 from transformers import AutoModelForTokenClassification
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export, preview
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import (
     CheckpointError,

@@ -18,8 +18,8 @@ import checkpoints
 from decoder_graph import IDS, Graph, check_many_chunks, check_padded_rows, check_two_chunks
 
 from prm_edge_export.model_config import read_config
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime import Scorer, contract
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 

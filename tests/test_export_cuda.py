@@ -22,8 +22,8 @@ from prm_edge_export.graph import GRAPH_NAME
 from prm_edge_export.half import FORMATS, build_half
 from prm_edge_export.heads import find_head
 from prm_edge_export.model_config import read_config
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.ranges import Folds
 from prm_edge_runtime import Scorer, contract
 from prm_edge_runtime.errors import (

@@ -13,8 +13,8 @@ import torch
 from test_export_optimum import TEXTS, _one_thread, export, needs_optimum, verify
 
 from prm_edge_export import optimum_backend
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export as run
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ProofError
 

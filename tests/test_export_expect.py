@@ -14,8 +14,8 @@ import checkpoints
 from torch_reference import torch_scores
 
 from prm_edge_export import families
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.golden import write_golden
 from prm_edge_runtime.recipe import Recipe, Tokens

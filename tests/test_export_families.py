@@ -22,8 +22,8 @@ from torch_reference import rlhflow_scores, shepherd_scores, skywork_scores
 
 from prm_edge.cli import cli
 from prm_edge_export.families import FAMILIES
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export, preview
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.proof import load_texts
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import (

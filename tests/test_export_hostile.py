@@ -16,8 +16,8 @@ import checkpoints
 
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.model_config import read_config
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 
 EVIL = """
@@ -67,7 +67,7 @@ def test_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from prm_edge_export.pipeline import export\n"
-        "from prm_edge_export.plan import ExportOptions\n"
+        "from prm_edge_export.options import ExportOptions\n"
         f"export(ExportOptions(checkpoint=Path({str(checkpoint)!r}), "
         f"out=Path({str(tmp_path / 'pkg')!r}), separator='\\n'))\n"
         "assert not any('evil' in name for name in sys.modules)\n"

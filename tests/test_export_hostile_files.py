@@ -24,8 +24,8 @@ import family_checkpoints
 import torch
 from safetensors.torch import save_file
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.safetensors_header import explain
 from prm_edge_runtime.errors import CheckpointError, PrmEdgeError, UnsupportedError
 

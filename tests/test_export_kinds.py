@@ -28,8 +28,8 @@ from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.error_kinds import find_naming
 from prm_edge_export.heads import find_head
 from prm_edge_export.inspection import inspect_checkpoint
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.sources import needed_files, open_checkpoint
 from prm_edge_runtime import Scorer, Session, add_many
 from prm_edge_runtime.engine import open_engine

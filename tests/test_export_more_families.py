@@ -26,8 +26,9 @@ from prm_edge.cli.describe import recipe_lines
 from prm_edge.jobs import describe
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.families import FAMILIES
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions, Plan, make_plan
+from prm_edge_export.plan import Plan, make_plan
 from prm_edge_export.proof import load_texts
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import CheckpointError, InputError, UnsupportedError

@@ -22,8 +22,8 @@ from prm_edge_export import reference
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.heads import find_head
 from prm_edge_export.model_config import read_config
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import ProofError
 

@@ -25,9 +25,9 @@ from torch_reference import shepherd_scores
 from prm_edge.cli import cli
 from prm_edge_export import own_recipe, recipe_toml
 from prm_edge_export.families import FAMILIES, Family, Request, encode_plain
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.own_recipe import read_recipe_file, tomllib
 from prm_edge_export.pipeline import export, planned
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.recipe_toml import to_toml
 from prm_edge_runtime import Scorer
 from prm_edge_runtime.errors import CheckpointError, ConfigError, RecipeError, UnsupportedError

@@ -24,8 +24,8 @@ from torch_reference import rlhflow_scores, shepherd_scores
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from prm_edge_export.families import FAMILIES, Request
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.proof import load_texts
 from prm_edge_export.tokenizer_files import file_tokenizer, read_tokenizer
 from prm_edge_runtime import Scorer

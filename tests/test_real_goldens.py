@@ -22,7 +22,8 @@ from test_real_tokenizers import folder_of
 
 from prm_edge_export.checkpoint import Checkpoint
 from prm_edge_export.families import FAMILIES, Request
-from prm_edge_export.plan import ExportOptions, Plan, make_plan
+from prm_edge_export.options import ExportOptions
+from prm_edge_export.plan import Plan, make_plan
 from prm_edge_export.tokenizer_files import file_tokenizer, read_tokenizer
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import InputError

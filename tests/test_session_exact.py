@@ -38,8 +38,8 @@ def qwen_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="needs the export extra")
     import checkpoints
 
+    from prm_edge_export.options import ExportOptions
     from prm_edge_export.pipeline import export
-    from prm_edge_export.plan import ExportOptions
 
     folder = tmp_path_factory.mktemp("qwen")
     texts = folder / "texts.jsonl"

@@ -17,8 +17,8 @@ import huggingface_hub
 from adapter_checkpoints import edit_adapter
 from huggingface_hub import constants, errors
 
+from prm_edge_export.options import ExportOptions
 from prm_edge_export.pipeline import export
-from prm_edge_export.plan import ExportOptions
 from prm_edge_export.sources import needed_files, open_checkpoint
 from prm_edge_runtime.errors import CheckpointError, UnsupportedError
 

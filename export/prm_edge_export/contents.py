@@ -28,8 +28,9 @@ from prm_edge_runtime.manifest import (
 from prm_edge_runtime.selftest import dump_cases
 
 from .graph import GRAPH_NAME
+from .options import NATIVE
 from .package_files import listed_files
-from .plan import NATIVE, Plan
+from .plan import Plan
 from .quantization.search import PREFIX_NAME, Quantized
 from .writer import PackageWriter
 

@@ -21,9 +21,10 @@ from . import cuda_blocks, gpu_memory, proof, ranges
 from .graph import GRAPH_NAME
 from .half import BF16, FP16, build_half
 from .half_blocks import widen_blocks
+from .options import INT4
 from .pace import paced
 from .package_files import listed_files
-from .plan import INT4, Plan
+from .plan import Plan
 from .quantization.kinds import CUDA_MENU
 from .quantization.layers import LayerRunner, StoredReference
 from .quantization.search import Quantized

@@ -18,7 +18,8 @@ from . import gpu_memory
 from .adapters import AdaptedCheckpoint
 from .checkpoint import Checkpoint
 from .half import FP16
-from .plan import INT4, INT8_MODEL_TYPES, ExportOptions, make_plan
+from .options import INT4, ExportOptions
+from .plan import INT8_MODEL_TYPES, make_plan
 from .sources import open_checkpoint
 from .tokenizer_files import read_tokenizer
 

@@ -24,18 +24,9 @@ from .checkpoint import Checkpoint
 from .contents import identity, license_of, new_manifest, write_small_files
 from .expect import check_expected
 from .graph import GRAPH_NAME, build_decoder
+from .options import AUTO, CUDA, FP32, INT8, NATIVE, ExportOptions
 from .pace import paced
-from .plan import (
-    AUTO,
-    CUDA,
-    FP32,
-    INT8,
-    NATIVE,
-    ExportOptions,
-    Plan,
-    make_plan,
-    quantizable,
-)
+from .plan import Plan, make_plan, quantizable
 from .quantization.kinds import MENUS
 from .quantization.layers import LayerRunner, StoredReference, run_reference
 from .quantization.search import Quantized, build_within_target

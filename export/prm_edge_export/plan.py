@@ -8,103 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from pathlib import Path
 from typing import Any, Final
 
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import (
     CheckpointError,
-    ConfigError,
     ProofError,
     UnsupportedError,
 )
 from prm_edge_runtime.kinds import known_kinds
-from prm_edge_runtime.recipe import LABEL_MEANINGS, Recipe
+from prm_edge_runtime.recipe import Recipe
 
 from .checkpoint import Checkpoint
 from .config_json import TOKENIZER_NAME
 from .detection import architecture, choose_family
 from .error_kinds import find_naming
 from .families import ASK, Family, Request, encode_plain, good_index
-from .half import BF16, FP16
 from .head_kinds import CLASSIFIER, LINEAR
 from .heads import Head, find_head, vocabulary_rows
 from .model_config import ARCHITECTURES, DecoderConfig, read_config
+from .options import (
+    CUDA,
+    NATIVE,
+    OPTIMUM,
+    PRECISIONS,
+    QUANTIZED,
+    ExportOptions,
+    check_choices,
+)
 from .refusals import refuse_known
 from .tokenization import check_tokenization
 from .tokenizer_files import TokenizerFiles, auto_tokenizer, file_tokenizer, read_tokenizer
 from .training_args import TRAINING_ARGS_NAME, read_training_args
 
-NATIVE: Final = "native"
-OPTIMUM: Final = "optimum"
-BACKENDS: Final = ("auto", NATIVE, OPTIMUM)
-CPU: Final = "cpu"
-CUDA: Final = "cuda"
-AUTO: Final = "auto"
-FP32: Final = "fp32"
-INT8: Final = "int8"
-INT4: Final = "int4"
-QUANTIZED: Final = (INT8, INT4)
-# target -> its precisions; auto is the first
-PRECISIONS: Final = {CPU: (FP32, INT8, INT4), CUDA: (FP16, BF16, INT4)}
-TARGETS: Final = tuple(PRECISIONS)
-CALIBRATED: Final = (*QUANTIZED, FP16, BF16)  # from what worked solutions make of the model
-WHY_NOT: Final = {
-    CPU: "the CPU has no kernels of its own for it",
-    CUDA: "attention on a GPU computes in half precision",
-}
 # whose layers int8 and int4 know: RMS norms, gated silu, linears named as Llama's
 INT8_MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """What the user asked for; None means: decide from the checkpoint."""
-
-    checkpoint: Path
-    out: Path | None = None
-    recipe: str | None = None
-    separator: str | None = None
-    good_label: int | None = None
-    target: str = CPU
-    precision: str = AUTO
-    backend: str = "auto"
-    calibration: Path | None = None
-    drift: float | None = None
-    verify: Path | None = None
-    expect: Path | None = None
-    label_meaning: str | None = None
-    notice: str | None = None
-    add: bool = False
-    allow_drift: bool = False
-    ignore_limits: bool = False
-    trust_tokenizer_file: bool = False
-    overwrite: bool = False
-    revision: str | None = None
-    base: str | None = None
-
-    @property
-    def out_path(self) -> Path:
-        """Where the package goes: OUT, else ``./NAME-prm``."""
-        return self.out or Path(f"{self.name}-prm")
-
-    @property
-    def name(self) -> str:
-        """The checkpoint folder's own name."""
-        return self.checkpoint.resolve().name or "model"
-
-    @property
-    def variant(self) -> str:
-        """Name of the variant this export makes."""
-        return f"{self.target}-{self.decided.precision}"
-
-    @property
-    def decided(self) -> ExportOptions:
-        """The same with a precision, the target's first one where the user left it open."""
-        if self.precision != AUTO:
-            return self
-        return replace(self, precision=PRECISIONS.get(self.target, (FP32,))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +72,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         UnsupportedError: when it is understood and not supported.
     """
     options = options.decided
-    _check_choices(options)
+    check_choices(options)
     reasons: list[str] = []
     notes: dict[str, str | int | float | bool | None] = {}
     if options.notice is not None:
@@ -187,39 +125,6 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         notes=notes,
         reasons=tuple(reasons),
     )
-
-
-def _check_choices(options: ExportOptions) -> None:
-    for name, value, allowed in (
-        ("--target", options.target, TARGETS),
-        ("--precision", options.precision, tuple(chain(*PRECISIONS.values()))),
-        ("--backend", options.backend, BACKENDS),
-        ("--label-meaning", options.label_meaning or "local", LABEL_MEANINGS),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{name} {value!r} is not one of {', '.join(allowed)}")
-    if options.precision == INT8 and options.target != CPU:
-        raise ConfigError(
-            f"--precision int8 is for the CPU, got --target {options.target}: its products exist "
-            "on no other device; leave --target out, or --precision"
-        )
-    if options.precision not in PRECISIONS[options.target]:
-        *first, last = PRECISIONS[options.target]
-        known = f"{', '.join(first)} or {last}"
-        raise ConfigError(
-            f"--target {options.target} is for --precision {known}, got {options.precision}: "
-            f"{WHY_NOT[options.target]}; leave --precision out, or change --target"
-        )
-    if options.calibration is not None and options.precision not in CALIBRATED:
-        raise ConfigError(
-            f"--calibration is for --precision {', '.join(CALIBRATED)}, got {options.precision}, "
-            "which needs none; leave one of them out"
-        )
-    if options.drift is not None and options.precision not in QUANTIZED:
-        known = " or ".join(QUANTIZED)
-        raise ConfigError(
-            f"--drift is for --precision {known}, got {options.precision}; leave one of them out"
-        )
 
 
 def _describe_head(checkpoint: Checkpoint, head: Head, reasons: list[str]) -> None:

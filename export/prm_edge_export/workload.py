@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from prm_edge_runtime.encoding import Encoded
-from prm_edge_runtime.errors import ConfigError
 
 from . import cuda_target, preflight, proof
+from .options import CUDA, NATIVE
 from .package_files import require_free_space
-from .plan import CUDA, NATIVE, Plan
+from .plan import Plan
 from .quantization.kinds import MENUS
 from .quantization.texts import Solutions, load_solutions
 from .tokenization import check_tokenization
@@ -44,17 +44,10 @@ def workload(plan: Plan, say: Say) -> Workload:
 
     Raises:
         CheckpointError: when texts cannot be read, or none can be used.
-        ConfigError: when a plan is to aim at more drift than its proof allows.
         ProofError: when ours and transformers' tokens differ.
     """
     options = plan.options
-    budget = proof.BUDGETS[options.precision]
-    if options.drift is not None and not 0 < options.drift <= budget.at_most["mean_abs_dp"]:
-        raise ConfigError(
-            f"--drift is {options.drift:g}, and the proof of {options.precision} allows a mean "
-            f"|dp| of {budget.at_most['mean_abs_dp']:g}: give that at most, and more than 0"
-        )
-    bundled = budget.texts
+    bundled = proof.BUDGETS[options.precision].texts
     texts, texts_sha256 = proof.texts_for(plan.recipe, options.verify, bundled)
     pairs = [(text.problem, text.steps) for text in texts]
     agreed = check_tokenization(plan.family, plan.encoder, plan.tokenizer, plan.files, pairs)

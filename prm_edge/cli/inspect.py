@@ -102,7 +102,7 @@ def _inspect_checkpoint(
 ) -> None:
     with naming_the_extra():
         from prm_edge_export.inspection import inspect_checkpoint
-        from prm_edge_export.plan import ExportOptions
+        from prm_edge_export.options import ExportOptions
 
         options = ExportOptions(
             checkpoint=path,
