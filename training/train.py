@@ -49,6 +49,7 @@ LIMIT_TOKENS = 320
 WIDTH = 160
 LAYERS = 6
 SAVE_EVERY_S = 240
+FIT_UPDATES, FIT_LR = 150, 1e-2
 STOP = threading.Event()  # set by SIGTERM: save after the step in hand and leave
 
 
@@ -267,12 +268,41 @@ def pools(run: Run, minutes: float) -> Iterator[list[Batch]]:
         writer.shutdown(cancel_futures=True)
 
 
+def fit_forecast(run: Run, batches: Iterator[Batch], updates: int = FIT_UPDATES) -> None:
+    """Fit the throw-away head on finished weights, which stay as they are.
+
+    A checkpoint does not hold it. Begun anew beside a network that moves, it sends noise into
+    finished layers until it has learnt.
+    """
+    optimizer = torch.optim.Adam(run.forecast.parameters(), lr=FIT_LR)
+    mean = 0.0
+    for at, batch in enumerate(itertools.islice(batches, updates)):
+        optimizer.param_groups[0]["lr"] = FIT_LR * (1 - at / updates)
+        spoken = batch.targets != IGNORE
+        if not spoken.any():
+            continue
+        with torch.no_grad():
+            half_way, _ = run.network(run.model, batch.ids)
+        loss = cross_entropy(run.forecast(half_way[spoken]), batch.targets[spoken])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        mean = 0.9 * (mean or loss.item()) + 0.1 * loss.item()
+        if (at + 1) % 50 == 0:
+            log.info(
+                "fitting the next-token head: update %d of %d  loss %.3f", at + 1, updates, mean
+            )
+
+
 def train(run: Run, minutes: float) -> None:
     """Train until the minutes are spent, saving every few of them."""
     before, saved, seen = run.spent_s, time.monotonic(), 0
-    start = time.monotonic()
     mean: list[float] = []
-    for batch in itertools.chain.from_iterable(pools(run, minutes)):
+    batches = itertools.chain.from_iterable(pools(run, minutes))
+    if run.steps == 0 and run.init is not None:
+        fit_forecast(run, batches)
+    start = time.monotonic()
+    for batch in batches:
         share = run.spent_s / (60 * minutes)
         if share >= 1:
             break

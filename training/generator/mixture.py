@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "draft": (_drafts, 14),
     "tutor": (_tutor, 18),
     "sentences": (worded.sentences, 11),
-    "story": (worded.story, 8),
+    "story": (worded.story, 11),
     "evaluation": (arithmetic.evaluation, 14),
     "fractions": (arithmetic.fractions, 6),
     "fact": (systems.fact, 12),

@@ -286,6 +286,25 @@ STORIES = (
 # Stories whose given number `big` must divide: big = k * small, with k drawn.
 DERIVED = {7: ("a", "b"), 8: ("d", "a"), 24: ("a", "b"), 26: ("a", 2), 27: ("a", "b")}
 
+# What a story may say beside the point: its numbers are needed by no step. Trained on only, so that
+# the measured stories stay those of before.
+ASIDES = (
+    "{T} are sold in packs of {x} for ${y}.",
+    "{M} has {x} {T}.",
+    "The shop is {x} km away.",
+    "It is {x} o'clock.",
+    "There are {x} people in the family.",
+    "Last year it was {x}.",
+    "{M} is {x} years old and has {y} brothers.",
+    "A box of {x} costs ${y}.",
+    "The bus leaves in {x} minutes and costs ${y}.",
+    "In class {x} there are {y} pupils.",
+    "On page {x} it says {y}.",
+    "{O} paid ${x} for {y} {T}.",
+    "The shop opens at {x} and closes at {y}.",
+    "Each box holds {x} {T}.",
+)
+
 GENERIC = (
     "So {e}.",
     "We calculate {e}.",

@@ -14,11 +14,12 @@ from .algebra import decimal, terminates, value
 from .arithmetic import chain, drill
 from .corrupt import Change, break_chain, near_miss
 from .records import Context, Line, Solution, slip_at
-from .stories import DERIVED, ENDS, FRAMES, GENERIC, NAMES, STARTS, STORIES, THINGS
+from .stories import ASIDES, DERIVED, ENDS, FRAMES, GENERIC, NAMES, STARTS, STORIES, THINGS
 from .surface import make_style
 
 Render = Callable[[str], str]
 NEAR = 0.7  # share of the errors of drills
+ASIDE = 0.4  # share of the stories trained on that say something beside the point
 
 
 def _people(context: Context) -> dict[str, str]:
@@ -73,8 +74,27 @@ def story(context: Context, error_chance: float) -> Solution:
     people = _people(context)
     style = make_style(context, numeric=True)
     render = money(context, style.math)
+    text = picked.text.format(**people, **numbers)
+    if context.split == "train" and rng.random() < ASIDE:
+        text, numbers = _with_aside(rng, text, numbers, people)
     lines = _story_lines(context, picked.steps, numbers, people, render, error_chance)
-    return Solution(picked.text.format(**people, **numbers), tuple(lines), f"story/{index}")
+    return Solution(text, tuple(lines), f"story/{index}")
+
+
+def _with_aside(
+    rng: Random, text: str, numbers: dict[str, str], people: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """The problem with one or two sentences that are beside the point, and all its numbers."""
+    for at, aside in enumerate(rng.sample(ASIDES, rng.choice((1, 1, 2)))):
+        given = {name: str(rng.randint(2, rng.choice((12, 40, 200)))) for name in ("x", "y")}
+        said = aside.format(**people, **given)
+        said = said[0].upper() + said[1:]
+        first, stop, rest = text.partition(". ")
+        place = rng.randrange(3 if stop else 2)
+        text = (f"{said} {text}", f"{text} {said}", f"{first}. {said} {rest}")[place]
+        # Known as well: one of them taken for another number is a plan, not a misreading.
+        numbers = numbers | {f"{name}{at}": number for name, number in given.items()}
+    return text, numbers
 
 
 def _story_lines(context, steps, numbers, people, render, error_chance) -> list[Line]:  # type: ignore[no-untyped-def]

@@ -142,6 +142,36 @@ def test_sums_are_labelled_by_what_they_say_and_taught_from_the_equals_sign() ->
     assert min(checked.values()) > 100
 
 
+def test_stories_trained_on_say_things_beside_the_point() -> None:
+    def problems(split: str) -> list[list[str]]:
+        context = Context(random.Random(3), split)  # type: ignore[arg-type]
+        drawn = [draw(context, "story", 0.0) for _ in range(600)]
+        assert all(line.good for solution in drawn for line in solution.lines)
+        return [re.findall(r"\d+", solution.problem) for solution in drawn]
+
+    # No story of the table gives more than four numbers, the measured ones are only of the table.
+    given = problems("train")
+    assert 0.05 < sum(len(numbers) > 4 for numbers in given) / len(given) < 0.4
+    assert max(map(len, problems("heldout"))) <= 4
+
+
+def test_a_number_beside_the_point_is_no_misreading() -> None:
+    context = Context(random.Random(4))
+    misread = 0
+    for _ in range(1500):
+        solution = draw(context, "story", 0.5)
+        for line in solution.lines:
+            if line.error == "misread" and "=" in line.text:
+                misread += 1
+                before = solution.problem + " ".join(
+                    other.text for other in solution.lines[: solution.lines.index(line)]
+                )
+                known = set(re.findall(r"\d+", before))
+                used = set(re.findall(r"\d+", line.text.partition("=")[0]))
+                assert used - known, (solution.problem, line.text)
+    assert misread > 50
+
+
 def test_paraphrase_keeps_every_slot_in_its_order() -> None:
     pools = [*words.MOVES.values(), words.ANY, words.WORKED, words.REASON, words.PROBLEMS]
     changed = 0
