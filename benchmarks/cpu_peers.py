@@ -127,6 +127,13 @@ def table(engines: Sequence[Engine], lengths: Sequence[int]) -> list[str]:
     return lines
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     found.add_argument("--package", type=Path, help="with CPU variants")
@@ -136,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--shape", choices=list(MODELS))
     found.add_argument("--report", type=Path, help="whose plan a random shape follows")
     found.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp")
-    found.add_argument("--engines", type=re.compile, help="a pattern; only those it is found in")
+    found.add_argument("--engines", type=_pattern, help="a pattern; only those it is found in")
     found.add_argument("--tokens", type=int, nargs="+", default=[64, 384, 1536])
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--records", type=Path, default=TEXTS)
