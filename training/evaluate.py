@@ -176,6 +176,25 @@ def synthetic(score: Score, count: int) -> tuple[list[Row], Lines, dict[str, tup
     return rows, lines, {k: (found[k], families[k]) for k in sorted(families)}
 
 
+def other_orders(score: Score, count: int) -> list[Row]:
+    """Linear equations whose numbers stand before the letter, which is taken across: no target."""
+    rows = []
+    for wrong in (True, False):
+        context = Context(random.Random(19 + wrong), "heldout", orders=1.0)
+        hits, rival = [], Rival()
+        while len(hits) < count:
+            solution = draw(context, "linear", 0.3 if wrong else 0.0)
+            if (solution.first_error >= 0) != wrong:
+                continue
+            hits.append(flagged(score(solution.problem, texts(solution))) == solution.first_error)
+            verdict = rival.first_error(solution)
+            rival.case(verdict is not None, verdict == solution.first_error)
+        name = "held-out linear equations that keep 11-2x, or take it to 11=1+2x: first error, "
+        name += "wrong" if wrong else "clean"
+        rows.append(Row(name, "-", None, str(measure.share(hits)), count, str(rival)))
+    return rows
+
+
 def pairs(score: Score, count: int) -> list[Row]:
     """A clean draft against one with two cancelling errors and the same answer."""
     context = Context(random.Random(11), "heldout")
@@ -292,6 +311,7 @@ def build(score: Score, data: Path, size: float) -> tuple[list[Row], dict[str, t
     rows += pairs(score, int(300 * size))
     rows += best_of_eight(score, int(100 * size))
     rows += gsm8k(score, data, int(400 * size))[0]
+    rows += other_orders(score, int(200 * size))
     return rows + calibration(lines + synthetic_lines), families
 
 

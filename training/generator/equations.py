@@ -7,13 +7,13 @@ canonical text of each line against the line before. Imports its siblings only.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from . import wordings as words
 from .algebra import AlgebraError, equivalent, parse, true_chain, value
 from .corrupt import break_chain, break_equation
-from .linear import Move, Sides, next_move, simple, total, write
+from .linear import Move, Sides, across, constants_first, next_move, simple, total, write
 from .records import Context, Line, Solution, slip_at
 from .shapes import FREE, SHAPES, draw_sides
 from .surface import Style, make_style
@@ -32,6 +32,11 @@ class Walk:
     lines: list[Line] = field(default_factory=list)
     before_error: str = ""
     pending: Move | None = None  # the tidied form of a working line just written
+    # How often a line has its numbers before its letters, its sides exchanged, and how often a
+    # negative letter term is taken across (`Context.orders`).
+    first: float = 0.0
+    swap: float = 0.0
+    across: float = 0.0
 
     def add(self, text: str, good: bool, error: str, wrong: str = "", right: str = "") -> None:
         """Append a line; `wrong` and `right` are the formula as written and as it should be."""
@@ -108,16 +113,42 @@ def _final_line(walk: Walk, move: Move, formula: str, error: str) -> str | None:
     return template.format(m=walk.style.math(formula), r=walk.style.math(reason))
 
 
+def _next(walk: Walk) -> Move | None:
+    rng = walk.context.rng
+    if walk.across and rng.random() < walk.across:
+        move = across(rng, walk.sides, walk.dec)
+        if move:
+            return move
+    return next_move(rng, walk.sides, walk.dec)
+
+
+def _arranged(walk: Walk, move: Move) -> Move:
+    """The move with what it leads to, rightly or wrongly, in another order."""
+    rng = walk.context.rng
+    first = walk.first > 0 and rng.random() < walk.first
+    swap = walk.swap > 0 and rng.random() < walk.swap
+    if not (first or swap):
+        return move
+
+    def ordered(sides: Sides) -> Sides:
+        left, right = (constants_first(side) if first else side for side in sides)
+        return (right, left) if swap else (left, right)
+
+    wrong = [(name, ordered(sides)) for name, sides in move.wrong]
+    return replace(move, sides=ordered(move.sides), wrong=wrong)
+
+
 def step(walk: Walk, error_chance: float, skip: float = 0.15) -> bool:
     """Write one more line; False when the letter stands alone."""
     rng = walk.context.rng
-    move = walk.pending or next_move(rng, walk.sides, walk.dec)
+    move = walk.pending or _next(walk)
     walk.pending = None
     if move is None:
         return False
     merged = rng.random() < skip and next_move(rng, move.sides, walk.dec)
     if merged:
         move = Move("any", "", merged.sides, "", merged.wrong)
+    move = _arranged(walk, move)
     formula = write(move.sides, walk.dec)
     solved = next_move(rng, move.sides, walk.dec) is None
     only_working = bool(move.working) and rng.random() < 0.22
@@ -206,7 +237,11 @@ def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
     formula = write(sides, dec)
     problem = context.frame(words.PROBLEMS).format(m=style.math(formula), v=style.letters["x"])
     talk = talk if talk is not None else rng.choice((0.0, 0.3, 0.7, 1.0))
-    return problem, Walk(context, style, dec, sides, formula, talk), shape
+    walk = Walk(context, style, dec, sides, formula, talk)
+    if context.orders and context.chance(context.orders):
+        walk.first, walk.swap = rng.choice((0.0, 0.5, 0.9)), rng.choice((0.0, 0.1))
+        walk.across = rng.choice((0.0, 0.5, 0.9))
+    return problem, walk, shape
 
 
 def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) -> Solution:
@@ -255,7 +290,7 @@ def _restate(walk: Walk, error_chance: float) -> None:
 
 def _drafts(problem: str, given: Walk, context: Context, broken: bool) -> Solution | None:
     """One clean draft, or one with a mistake and a later line that undoes it."""
-    walk = Walk(context, given.style, given.dec, given.sides, given.current, given.talk)
+    walk = replace(given, lines=[], before_error="", pending=None)
     if broken:
         steps_before = context.rng.choice((0, 0, 1))
         for _ in range(steps_before):

@@ -179,11 +179,26 @@ def combine(rng: Random, sides: Sides, dec: bool) -> Move | None:
     return Move("combine", "", (done[0], done[1]), "", wrong)
 
 
-def _shift(rng: Random, sides: Sides, dec: bool, kind: str) -> Move | None:
+def constants_first(side: Side) -> Side:
+    """The same terms with the numbers before the letters: 11-2x for -2x+11."""
+    return sorted(side, key=lambda term: term[0] != "c")
+
+
+def across(rng: Random, sides: Sides, dec: bool) -> Move | None:
+    """Take a negative letter term to the other side: 11-2x=1 becomes 11=1+2x."""
+    return _shift(rng, sides, dec, "v", across=True)
+
+
+def _shift(rng: Random, sides: Sides, dec: bool, kind: str, across: bool = False) -> Move | None:
     """Take the letter term or the constant of one side from both sides."""
     (a1, b1), (a2, b2) = total(sides[0]), total(sides[1])
     letter = kind == "v"
-    if letter:
+    if across:
+        source = 0 if a1 else 1
+        part, rest = ((a1, b1), (a2, b2))[source]
+        if part >= 0 or not rest or (a1 and a2) or not all(_flat(side) for side in sides):
+            return None
+    elif letter:
         if not (a1 and a2):
             return None
         source = 1 if (rng.random() < 0.8 or a2 < a1) else 0

@@ -8,7 +8,17 @@ from fractions import Fraction
 
 import pytest
 
-from training.generator import ERRORS, FAMILIES, Context, draw, equations, shapes, stream, tutor
+from training.generator import (
+    ERRORS,
+    FAMILIES,
+    Context,
+    draw,
+    equations,
+    linear,
+    shapes,
+    stream,
+    tutor,
+)
 from training.generator import wordings as words
 from training.generator.algebra import AlgebraError, decimal, equivalent, parse, true_chain, value
 from training.generator.corrupt import break_chain, break_equation
@@ -170,6 +180,37 @@ def test_a_number_beside_the_point_is_no_misreading() -> None:
                 used = set(re.findall(r"\d+", line.text.partition("=")[0]))
                 assert used - known, (solution.problem, line.text)
     assert misread > 50
+
+
+def test_linear_solutions_may_keep_their_numbers_before_the_letter() -> None:
+    def first_terms(orders: float) -> list[str]:
+        context = Context(random.Random(8), orders=orders)
+        found = []
+        for _ in range(800):
+            solution = equations.solution(context, 0.0)
+            assert all(line.good for line in solution.lines)
+            found += re.findall(r"(?:^|: |=\s*)(\d+) ?[+\-\u2212] ?\d*[a-z]\b", "\n".join(
+                line.text for line in solution.lines[1:]
+            ), re.MULTILINE)  # fmt: skip
+        return found
+
+    assert len(first_terms(1.0)) > 3 * len(first_terms(0.0)) + 50
+
+
+def test_a_negative_letter_is_taken_across() -> None:
+    sides = ([("c", Fraction(11)), ("v", Fraction(-2))], [("c", Fraction(1))])
+    rng = random.Random(1)
+    move = linear.across(rng, sides, False)
+    assert move is not None
+    assert linear.write(move.sides, False) == "11=2x+1"
+    assert [linear.constants_first(side) for side in move.sides][1][0] == ("c", Fraction(1))
+    for _, wrong in move.wrong:
+        assert not equivalent("11-2x=1", linear.write(wrong, False))
+    bracket = ([("b", Fraction(-2), sides[0])], [("c", Fraction(1))])
+    alone = ([("v", Fraction(-2))], [("c", Fraction(1))])
+    both = (sides[0], [("v", Fraction(3))])
+    positive = ([("c", Fraction(11)), ("v", Fraction(2))], [("c", Fraction(1))])
+    assert all(linear.across(rng, s, False) is None for s in (bracket, alone, both, positive))
 
 
 def test_paraphrase_keeps_every_slot_in_its_order() -> None:
