@@ -113,20 +113,22 @@ def _final_line(walk: Walk, move: Move, formula: str, error: str) -> str | None:
     return template.format(m=walk.style.math(formula), r=walk.style.math(reason))
 
 
-def _next(walk: Walk) -> Move | None:
+def _crossing(walk: Walk) -> Move | None:
+    """A negative letter taken to the other side, now and then where there is one."""
     rng = walk.context.rng
-    if walk.across and rng.random() < walk.across:
-        move = across(rng, walk.sides, walk.dec)
-        if move:
-            return move
-    return next_move(rng, walk.sides, walk.dec)
+    if not (walk.across and rng.random() < walk.across):
+        return None
+    return across(rng, walk.sides, walk.dec)
 
 
 def _arranged(walk: Walk, move: Move) -> Move:
     """The move with what it leads to, rightly or wrongly, in another order."""
     rng = walk.context.rng
     first = walk.first > 0 and rng.random() < walk.first
-    swap = walk.swap > 0 and rng.random() < walk.swap
+    often = walk.swap
+    if walk.across and not total(move.sides[0])[0]:  # 10=2x
+        often = max(often, 0.4)
+    swap = often > 0 and rng.random() < often
     if not (first or swap):
         return move
 
@@ -141,10 +143,13 @@ def _arranged(walk: Walk, move: Move) -> Move:
 def step(walk: Walk, error_chance: float, skip: float = 0.15) -> bool:
     """Write one more line; False when the letter stands alone."""
     rng = walk.context.rng
-    move = walk.pending or _next(walk)
+    crossing = None if walk.pending else _crossing(walk)
+    move = walk.pending or crossing or next_move(rng, walk.sides, walk.dec)
     walk.pending = None
     if move is None:
         return False
+    # 11-2x=1 becomes 11=1+2x seldom, and 10=2x or 2x=10 often.
+    skip = max(skip, 0.5) if crossing else skip
     merged = rng.random() < skip and next_move(rng, move.sides, walk.dec)
     if merged:
         move = Move("any", "", merged.sides, "", merged.wrong)
