@@ -129,16 +129,20 @@ def columns(groups: list[Lines]) -> tuple[list[float], list[bool]]:
     return [s for s, _ in pairs], [t for _, t in pairs]
 
 
-def heldout_solutions(count: int, wrong: bool) -> list[Solution]:
-    """Solutions from held-out wordings and templates, families in turn."""
-    context = Context(random.Random(7 + wrong), "heldout")
-    names = [n for n in FAMILIES if n != "draft"]
+def drawn(context: Context, families: list[str], count: int, wrong: bool) -> list[Solution]:
+    """So many wrong or so many clean solutions, families in turn."""
     out: list[Solution] = []
     while len(out) < count:
-        solution = draw(context, names[len(out) % len(names)], 0.3 if wrong else 0.0)
+        solution = draw(context, families[len(out) % len(families)], 0.3 if wrong else 0.0)
         if (solution.first_error >= 0) == wrong:
             out.append(solution)
     return out
+
+
+def heldout_solutions(count: int, wrong: bool) -> list[Solution]:
+    """Solutions from held-out wordings and templates, families in turn."""
+    context = Context(random.Random(7 + wrong), "heldout")
+    return drawn(context, [n for n in FAMILIES if n != "draft"], count, wrong)
 
 
 def synthetic(score: Score, count: int) -> tuple[list[Row], Lines, dict[str, tuple[int, int]]]:
@@ -182,10 +186,7 @@ def other_orders(score: Score, count: int) -> list[Row]:
     for wrong in (True, False):
         context = Context(random.Random(19 + wrong), "heldout", orders=1.0)
         hits, rival = [], Rival()
-        while len(hits) < count:
-            solution = draw(context, "linear", 0.3 if wrong else 0.0)
-            if (solution.first_error >= 0) != wrong:
-                continue
+        for solution in drawn(context, ["linear"], count, wrong):
             hits.append(flagged(score(solution.problem, texts(solution))) == solution.first_error)
             verdict = rival.first_error(solution)
             rival.case(verdict is not None, verdict == solution.first_error)
@@ -317,6 +318,8 @@ def build(score: Score, data: Path, size: float) -> tuple[list[Row], dict[str, t
 
 def main() -> None:
     """Parse the command line, measure, write EVAL.md."""
+    import torch
+
     from .report import invariance, write
 
     parser = argparse.ArgumentParser(
@@ -329,6 +332,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="scale the number of cases")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # the products are small: more threads wait for one another
     start = time.monotonic()
     make: Callable[[bool], Score] = lambda permuted: load(args.checkpoint, permuted)  # noqa: E731
     score = load_package(args.package) if args.package else make(False)

@@ -19,6 +19,7 @@ from .surface import make_style
 
 Render = Callable[[str], str]
 NEAR = 0.7  # share of the errors of drills
+SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)\. ")
 ASIDE = 0.4  # share of the stories trained on that say something beside the point
 
 
@@ -89,9 +90,9 @@ def _with_aside(
         given = {name: str(rng.randint(2, rng.choice((12, 40, 200)))) for name in ("x", "y")}
         said = aside.format(**people, **given)
         said = said[0].upper() + said[1:]
-        first, stop, rest = text.partition(". ")
-        place = rng.randrange(3 if stop else 2)
-        text = (f"{said} {text}", f"{text} {said}", f"{first}. {said} {rest}")[place]
+        first, *rest = SENTENCE_END.split(text, maxsplit=1)
+        places = [f"{said} {text}", f"{text} {said}", *(f"{first}. {said} {end}" for end in rest)]
+        text = rng.choice(places)
         # Known as well: one of them taken for another number is a plan, not a misreading.
         numbers = numbers | {f"{name}{at}": number for name, number in given.items()}
     return text, numbers

@@ -161,6 +161,9 @@ def test_stories_trained_on_say_things_beside_the_point() -> None:
 
     # No story of the table gives more than four numbers, the measured ones are only of the table.
     given = problems("train")
+    context = Context(random.Random(5))
+    titled = [draw(context, "story", 0.0).problem for _ in range(2000)]
+    assert all(re.findall(r"Mrs?\. (?!Lee|Shah)", text) == [] for text in titled)
     assert 0.05 < sum(len(numbers) > 4 for numbers in given) / len(given) < 0.4
     assert max(map(len, problems("heldout"))) <= 4
 
