@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .algebra import AlgebraError, decimal, equivalent, parse, show, terminates
+from .algebra import AlgebraError, decimal, difference, equivalent, parse, show, terminates
 from .corrupt import break_equation, digit, drop, invert, operation, sign
 from .records import Context, Line, Solution, slip_at
 
@@ -184,6 +184,11 @@ def _letter(context: Context) -> str:
     return context.rng.choice("xxxxyyyyyaknXYmp")
 
 
+def _lettered(equation: str) -> bool:
+    """Whether its letter stays when both sides are taken together: 8x-2=8x+6 says nothing of x."""
+    return "x" in difference(equation)
+
+
 def solution(context: Context, max_lines: int = 5) -> Solution:
     """A tutor problem with up to `max_lines` typed moves."""
     rng = context.rng
@@ -192,7 +197,7 @@ def solution(context: Context, max_lines: int = 5) -> Solution:
         lines: list[Line] = []
         letter = _letter(context)
         try:
-            if not parse(current.split("=")[0]) or equivalent(current, "0=0"):
+            if not parse(current.split("=")[0]) or not _lettered(current):
                 continue
             if rng.random() < 0.4:
                 left, right, tail = _apply(context, current)
@@ -206,7 +211,8 @@ def solution(context: Context, max_lines: int = 5) -> Solution:
                 slip = -1 if good else slip_at(text, text, right)
                 name = "none" if good else error or "slip"
                 lines.append(Line(text.replace("x", letter), good, name, slip))
-                if "x" not in text:
+                # From a contradiction everything follows, so that its labels would teach nothing.
+                if not _lettered(text):
                     break
                 current = text
         except AlgebraError:

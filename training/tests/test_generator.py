@@ -20,7 +20,15 @@ from training.generator import (
     tutor,
 )
 from training.generator import wordings as words
-from training.generator.algebra import AlgebraError, decimal, equivalent, parse, true_chain, value
+from training.generator.algebra import (
+    AlgebraError,
+    decimal,
+    difference,
+    equivalent,
+    parse,
+    true_chain,
+    value,
+)
 from training.generator.corrupt import break_chain, break_equation
 from training.generator.linear import total
 from training.generator.mixture import EARLY, LESSONS, weights
@@ -118,6 +126,7 @@ def test_tutor_labels_follow_from_the_text_alone() -> None:
         solution = tutor.solution(Context(random.Random(seed)))
         before = solution.problem.split(":")[-1].strip()
         for line in solution.lines:
+            assert set(difference(before)) - {""}, "everything follows from a contradiction"
             assert equivalent(before, line.text) is line.good
             before = line.text
             checked += 1
