@@ -15,7 +15,7 @@ from .algebra import AlgebraError, equivalent, parse, true_chain, value
 from .corrupt import break_chain, break_equation
 from .linear import Move, Sides, across, constants_first, next_move, simple, total, write
 from .records import Context, Line, Solution, slip_at
-from .shapes import FREE, SHAPES, draw_sides
+from .shapes import FREE, MINUS, SHAPES, draw_sides
 from .surface import Style, make_style
 
 
@@ -234,6 +234,8 @@ def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
     shape = context.pick(SHAPES)
     if context.split == "train" and context.chance(context.loose):
         shape = FREE
+    if context.split == "train" and context.orders and context.chance(context.orders / 4):
+        shape = rng.choice(MINUS)
     dec = rng.random() < 0.06
     sides = draw_sides(context, shape, dec)
     while not total(sides[0])[0] - total(sides[1])[0]:
@@ -243,7 +245,7 @@ def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
     problem = context.frame(words.PROBLEMS).format(m=style.math(formula), v=style.letters["x"])
     talk = talk if talk is not None else rng.choice((0.0, 0.3, 0.7, 1.0))
     walk = Walk(context, style, dec, sides, formula, talk)
-    if context.orders and context.chance(context.orders):
+    if context.orders and (shape in MINUS or context.chance(context.orders)):
         walk.first, walk.swap = rng.choice((0.0, 0.5, 0.9)), rng.choice((0.0, 0.1))
         walk.across = rng.choice((0.0, 0.5, 0.9))
     return problem, walk, shape

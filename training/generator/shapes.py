@@ -22,6 +22,9 @@ SHAPES = (
 # Terms of the two sides of the held-out shapes: what free shapes must not be.
 HELD_OUT = {("cv", "cv"), ("bv", "c"), ("cv", "d")}
 FREE = "free"
+# The commonest equations of school whose letter is taken away from a number; besides SHAPES, for
+# training alone.
+MINUS = ("b-ax=c", "b-ax+d=c", "a-b(x+c)=d", "a-b(x+c)=d", "a-(x+b)=c")
 
 
 def kinds(sides: Sides) -> tuple[str, str]:
@@ -92,6 +95,7 @@ def draw_sides(context: Context, shape: str, dec: bool) -> Sides:
         "ax+b=c": scaled,
         "c=ax+b": scaled,
         "b-ax=c": [("c", b), ("v", -abs(a))],
+        "b-ax+d=c": [("c", b), ("v", -abs(a)), ("c", d)],
         "x/a=c": [("v", 1 / n * rng.choice((1, 1, 1, -1)))],
         "x/a+b=c": [("v", 1 / n), ("c", b)],
         "(x+b)/a=c": [("d", inner, n)],
