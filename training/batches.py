@@ -22,6 +22,8 @@ SEPARATOR = "\n"
 LOOSE = 0.5
 # Of linear solutions, how many are not always tidied to ax+b.
 ORDERS = 0.7
+# Of wrong lines of equations, how many are wrong by a little.
+NEAR = 0.25
 # Shares of real moves and of real sentences.
 TUTOR, GSM = 0.05, 0.06
 
@@ -148,7 +150,7 @@ class Stream:
             return self.real.draw_gsm(rng)
         # Small numbers first: digits are learnt in a fraction of the time.
         level = min(1.0, 0.1 + 4 * share) if self.start == "small" else 1.0
-        context = Context(rng, level=level, loose=LOOSE, orders=ORDERS)
+        context = Context(rng, level=level, loose=LOOSE, orders=ORDERS, near=NEAR)
         return draw(context, share=share, start=self.start)
 
     def pool(self, number: int, tokens: int, share: float) -> list[Encoded]:

@@ -127,8 +127,11 @@ def _broken(
     return None
 
 
-def break_equation(rng: Random, before: str, after: str) -> Change | None:
-    """Change `after` so that it no longer follows from `before`."""
+def break_equation(rng: Random, before: str, after: str, near: float = 0.0) -> Change | None:
+    """Change `after` so that it no longer follows from `before`; how often only by a little."""
+    change = near_equation(rng, before, after) if near and rng.random() < near else None
+    if change:
+        return change
     weights = tuple(w for _, w in CHANGES)
     return _broken(rng, after, lambda text: equivalent(before, text), weights)
 
@@ -150,6 +153,28 @@ def near_miss(rng: Random, chain: str) -> Change | None:
     if (wrong < 0) != (int(last) < 0):
         return None
     return f"{head}={wrong}", "slip"
+
+
+def near_equation(rng: Random, before: str, after: str) -> Change | None:
+    """Make one number of `after` a little wrong, rather one that had to be worked out."""
+    known = set(re.findall(r"\d+", before))
+    spots = list(re.finditer(r"(?<![\d.^])\d+(?![\d.])", after))
+    new = [m for m in spots if m[0] not in known]
+    for _ in range(4 if spots else 0):
+        m = rng.choice(new or spots)
+        steps = (1, 1, 2, rng.randint(1, 9), 10, 10, 20, 100)
+        step = rng.choice(steps[: 2 + 2 * len(m[0])]) * rng.choice((-1, 1))
+        number = int(m[0]) + step
+        # 1x is not how it is written, and a number below it would be a lost sign.
+        if number < 1 or (number == 1 and after[m.end() : m.end() + 1].isalpha()):
+            continue
+        changed = f"{after[: m.start()]}{number}{after[m.end() :]}"
+        try:
+            if not equivalent(before, changed):
+                return changed, "slip"
+        except AlgebraError:
+            continue
+    return None
 
 
 def break_chain(rng: Random, chain: str) -> Change | None:

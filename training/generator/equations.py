@@ -12,11 +12,14 @@ from fractions import Fraction
 
 from . import wordings as words
 from .algebra import AlgebraError, equivalent, parse, true_chain, value
-from .corrupt import break_chain, break_equation
+from .corrupt import break_chain, break_equation, near_equation
 from .linear import Move, Sides, across, constants_first, next_move, simple, total, write
 from .records import Context, Line, Solution, slip_at
 from .shapes import FREE, MINUS, SHAPES, draw_sides
 from .surface import Style, make_style
+
+# Share of the wrong lines of drills that are wrong by a little.
+NEAR = 0.75
 
 
 @dataclass(slots=True)
@@ -66,7 +69,11 @@ def _phrase(walk: Walk, move: Move | None, formula: str, working: str, final: bo
 
 def wrong_result(walk: Walk, move: Move, formula: str) -> tuple[str, str, Sides | None] | None:
     """A mistaken result of a move: (formula, error, sides or None), proved not to follow."""
-    rng = walk.context.rng
+    rng, near = walk.context.rng, walk.context.near
+    if near and rng.random() < near:
+        change = near_equation(rng, walk.current, formula)
+        if change:
+            return *change, None
     if move.wrong and rng.random() < 0.62:
         name, sides = rng.choice(move.wrong)
         text = write(sides, walk.dec)
@@ -277,6 +284,23 @@ def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) ->
     ):
         _restate(walk, error_chance)
     return Solution(problem, tuple(walk.lines), f"linear/{shape}")
+
+
+def drills(context: Context, error_chance: float) -> Solution:
+    """Bare lines of one equation, half of them wrong, mostly by a little.
+
+    With the errors of `solution` alone, which change much, a network learns what a line must look
+    like and about how large its numbers are, and stays there: it passes 3x+13=20 after 3x+5+7=20.
+    """
+    context = replace(context, near=NEAR)
+    problem, walk, shape = start(context, talk=0.0)
+    if context.chance(0.5):
+        problem = walk.style.math(walk.current)
+    divided = "/" in walk.current
+    while len(walk.lines) < 7 and step(walk, max(error_chance, 0.5), 0.1):
+        if "/" in walk.current and not divided:  # from a wrong line on they grow
+            break
+    return Solution(problem, tuple(walk.lines), f"moves/{shape}")
 
 
 def _restate(walk: Walk, error_chance: float) -> None:

@@ -40,14 +40,16 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "system": (systems.system, 18),
     "quadratic": (systems.quadratic, 4),
 }
-# Trained on and never measured: sums alone, the densest lesson in digits there is.
+# Trained on and never measured: sums and bare equations, the densest lessons in digits there are.
 LESSONS: dict[str, tuple[Family, float]] = {
     "sums": (worded.sums, 8),
     "drills": (worded.drills, 16),
+    "moves": (equations.drills, 40),
 }
 EARLY = {
     "sums": 25,
     "drills": 60,
+    "moves": 8,
     "linear": 16,
     "draft": 3,
     "tutor": 12,

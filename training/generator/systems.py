@@ -74,7 +74,7 @@ class _Writer:
         """Write `formula` (true here) or a version that says something else; return it."""
         good, error, shown = True, "none", formula
         if self.context.chance(self.chance):
-            change = break_equation(self.context.rng, formula, formula)
+            change = break_equation(self.context.rng, formula, formula, self.context.near)
             if change:
                 shown, error, good = change[0], change[1], False
         bare = self.context.chance(0.3)

@@ -174,7 +174,7 @@ def move(context: Context, equation: str) -> tuple[str, str, str]:
         return both, "", both
     text, error, right = _simplify(context, equation)
     if not error and rng.random() < 0.15:
-        change = break_equation(rng, equation, text)
+        change = break_equation(rng, equation, text, context.near)
         if change:
             return *change, text
     return text, error, right

@@ -29,7 +29,7 @@ from training.generator.algebra import (
     true_chain,
     value,
 )
-from training.generator.corrupt import break_chain, break_equation
+from training.generator.corrupt import break_chain, break_equation, near_equation
 from training.generator.linear import total
 from training.generator.mixture import EARLY, LESSONS, weights
 from training.generator.paraphrase import paraphrase
@@ -328,3 +328,34 @@ def test_style_writes_latex_fractions() -> None:
 def test_value_refuses_letters() -> None:
     with pytest.raises(AlgebraError, match="not a number"):
         value("3x")
+
+
+def test_drills_are_half_wrong_and_mostly_by_a_little() -> None:
+    bare = re.compile(r"[\d+\-*/()=x]+")
+    right, near, far = 0, 0, 0
+    for seed in range(600):
+        solution = equations.drills(Context(random.Random(seed)), 0.3)
+        lines = [solution.problem, *(line.text for line in solution.lines)]
+        for line, before, text in zip(solution.lines, lines, lines[1:], strict=False):
+            if not (bare.fullmatch(before) and bare.fullmatch(text)) or text.count("=") != 1:
+                continue
+            assert equivalent(before, text) is line.good
+            if line.good:
+                right += 1
+            elif line.error == "slip":
+                near += 1
+            else:
+                far += 1
+    assert 0.4 < right / (right + near + far) < 0.6
+    assert near > 2 * far
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_near_equation_changes_one_number_a_little(seed: int) -> None:
+    change = near_equation(random.Random(seed), "3x+5+7=20", "3x+12=20")
+    assert change is not None
+    assert change[1] == "slip"
+    number = re.fullmatch(r"3x\+(\d+)=20", change[0])  # 3 and 20 stood there before
+    assert number is not None
+    assert 0 < abs(int(number[1]) - 12) <= 20
+    assert near_equation(random.Random(seed), "x=y", "y=x") is None
