@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from . import arithmetic, equations, systems, tutor, worded
+from . import arithmetic, equations, percent, systems, tutor, worded
 from .algebra import AlgebraError
 from .records import Context, Solution, Split
 
@@ -40,16 +40,19 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "system": (systems.system, 18),
     "quadratic": (systems.quadratic, 4),
 }
-# Trained on and never measured: sums and bare equations, the densest lessons in digits there are.
+# Trained on and never measured: sums and bare equations, the densest lessons in digits there are,
+# and what the measured stories hardly have.
 LESSONS: dict[str, tuple[Family, float]] = {
     "sums": (worded.sums, 8),
     "drills": (worded.drills, 16),
     "moves": (equations.drills, 40),
+    "percent": (percent.solution, 14),
 }
 EARLY = {
     "sums": 25,
     "drills": 60,
     "moves": 8,
+    "percent": 2,
     "linear": 16,
     "draft": 3,
     "tutor": 12,
