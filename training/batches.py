@@ -22,8 +22,8 @@ SEPARATOR = "\n"
 LOOSE = 0.5
 # Of linear solutions, how many are not always tidied to ax+b.
 ORDERS = 0.7
-# Of wrong lines of equations, how many are wrong by a little.
-NEAR = 0.25
+# Of wrong lines of equations and of expressions, how many are wrong by a little.
+NEAR = 0.35
 # Shares of real moves and of real sentences.
 TUTOR, GSM = 0.05, 0.06
 

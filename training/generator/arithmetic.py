@@ -11,7 +11,7 @@ from fractions import Fraction
 from math import lcm
 
 from .algebra import AlgebraError, decimal, show, terminates, value
-from .corrupt import break_chain, misdo
+from .corrupt import break_chain, misdo, near_number
 from .records import Context, Line, Solution, slip_at
 from .surface import make_style
 
@@ -251,6 +251,11 @@ def evaluation(context: Context, error_chance: float) -> Solution:
 
 def _wrong_value(context: Context, current: str, after: str) -> tuple[str, str, bool]:
     """A reduction with another value than it should have: (text, error, good)."""
+    if context.near and context.chance(context.near):
+        right = value(current)
+        near = near_number(context.rng, current, after, lambda text: value(text) == right)
+        if near:
+            return *near, False
     for _ in range(5):
         try:
             if context.chance(0.5):

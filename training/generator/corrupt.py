@@ -156,6 +156,13 @@ def near_miss(rng: Random, chain: str) -> Change | None:
 
 
 def near_equation(rng: Random, before: str, after: str) -> Change | None:
+    """Make one number of the equation `after` a little wrong: see `near_number`."""
+    return near_number(rng, before, after, lambda text: equivalent(before, text))
+
+
+def near_number(
+    rng: Random, before: str, after: str, is_true: Callable[[str], bool]
+) -> Change | None:
     """Make one number of `after` a little wrong, rather one that had to be worked out."""
     known = set(re.findall(r"\d+", before))
     spots = list(re.finditer(r"(?<![\d.^])\d+(?![\d.])", after))
@@ -170,7 +177,7 @@ def near_equation(rng: Random, before: str, after: str) -> Change | None:
             continue
         changed = f"{after[: m.start()]}{number}{after[m.end() :]}"
         try:
-            if not equivalent(before, changed):
+            if not is_true(changed):
                 return changed, "slip"
         except AlgebraError:
             continue

@@ -76,7 +76,7 @@ class Context:
     used: list[str] = field(default_factory=list)
     level: float = 1.0  # 0: sums of small numbers only; 1: of every kind
     loose: float = 0.0  # how often a wording is put into other words; never those held out
-    near: float = 0.0  # how often a wrong line of equations is wrong by a little
+    near: float = 0.0  # how often a wrong equation or expression is wrong by a little
     orders: float = 0.0  # how often a linear solution keeps 11-2x, and takes it to 11=1+2x
 
     def pick(self, pool: Sequence[T]) -> T:
