@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .scoring import Score, load
 
 CASES = 150
@@ -99,6 +101,7 @@ def measure(score: Score, draw: Draw, cases: int = CASES) -> tuple[float, float]
 
 def main() -> None:
     """Print the table."""
+    torch.set_num_threads(1)  # the products are small: more threads wait for one another
     print("| weights |" + "".join(f" {name} |" for name in MOVES))
     print("|---|" + "---:|" * len(MOVES))
     for path in sys.argv[1:]:

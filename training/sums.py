@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .generator.corrupt import near_miss
 from .scoring import Score, load
 
@@ -61,6 +63,7 @@ def measure(score: Score, draw: Draw, solutions: int = SOLUTIONS) -> tuple[float
 
 def main() -> None:
     """Print the table."""
+    torch.set_num_threads(1)  # the products are small: more threads wait for one another
     print("| weights |" + "".join(f" {name} |" for name in KINDS))
     print("|---|" + "---:|" * len(KINDS))
     for path in sys.argv[1:]:

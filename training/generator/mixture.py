@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from . import arithmetic, equations, percent, systems, tutor, worded
+from . import arithmetic, equations, percent, systems, tales, tutor, worded
 from .algebra import AlgebraError
 from .records import Context, Solution, Split
 
@@ -47,12 +47,14 @@ LESSONS: dict[str, tuple[Family, float]] = {
     "drills": (worded.drills, 16),
     "moves": (equations.drills, 40),
     "percent": (percent.solution, 14),
+    "tales": (tales.solution, 16),
 }
 EARLY = {
     "sums": 25,
     "drills": 60,
     "moves": 8,
     "percent": 2,
+    "tales": 2,
     "linear": 16,
     "draft": 3,
     "tutor": 12,

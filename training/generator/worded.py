@@ -23,7 +23,8 @@ SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)\. ")
 ASIDE = 0.4  # share of the stories trained on that say something beside the point
 
 
-def _people(context: Context) -> dict[str, str]:
+def people_of(context: Context) -> dict[str, str]:
+    """Three names, and what there is of, in the plural and in the singular."""
     n, m, o = context.rng.sample(NAMES, 3)
     thing = context.rng.choice(THINGS)
     return {"N": n, "M": m, "O": o, "T": thing, "t": thing.rstrip("s")}
@@ -72,7 +73,7 @@ def story(context: Context, error_chance: float) -> Solution:
             results[name] = decimal(value(_substitute(expression, results)))
         if all(terminates(value(v), 2) for v in results.values()):
             break
-    people = _people(context)
+    people = people_of(context)
     style = make_style(context, numeric=True)
     render = money(context, style.math)
     text = picked.text.format(**people, **numbers)
@@ -165,7 +166,7 @@ def _ending(context: Context, answer: str, error_chance: float) -> Line:
 def sentences(context: Context, error_chance: float, lines_wanted: int | None = None) -> Solution:
     """Independent sentences with worked chains, as in GSM8K solutions, under a short problem."""
     rng = context.rng
-    people = _people(context)
+    people = people_of(context)
     style = make_style(context, numeric=True)
     render = money(context, style.math)
     out: list[Line] = []

@@ -15,8 +15,10 @@ from training.generator import (
     draw,
     equations,
     linear,
+    percent,
     shapes,
     stream,
+    tales,
     tutor,
 )
 from training.generator import wordings as words
@@ -359,3 +361,54 @@ def test_near_equation_changes_one_number_a_little(seed: int) -> None:
     assert number is not None
     assert 0 < abs(int(number[1]) - 12) <= 20
     assert near_equation(random.Random(seed), "x=y", "y=x") is None
+
+
+def plain(text: str) -> bool:
+    """Whether its signs are those of the generator's own texts: no dots, LaTeX or x for times."""
+    return text.isascii() and "\\" not in text and "$" not in text and "x" not in text
+
+
+def test_tales_are_good_where_the_sum_holds_and_its_numbers_are_known() -> None:
+    checked = {True: 0, False: 0}
+    for seed in range(800):
+        solution = tales.solution(Context(random.Random(seed)), 0.4)
+        known = set(re.findall(r"\d+", solution.problem)) | set("237") | {"10", "12", "60", "100"}
+        for line in solution.lines:
+            found = re.search(r"(?<!\d)(\d+)([+\-*/])(\d+)=(\d+)(?!\d)", line.text)
+            if found is None or not plain(line.text):  # with spaces, say, or dollars
+                known |= set(re.findall(r"\d+", line.text))
+                continue
+            holds = value(found[1] + found[2] + found[3]) == value(found[4])
+            if line.good:
+                assert holds
+                assert {found[1], found[3]} <= known, (solution.problem, line.text)
+            elif line.error == "misread":
+                assert holds
+                assert not {found[1], found[3]} <= known, (solution.problem, line.text)
+            else:
+                assert not holds
+            known |= set(re.findall(r"\d+", line.text))
+            checked[line.good is True] += 1
+    assert min(checked.values()) > 50
+
+
+def test_percent_shares_and_changes_hold_where_they_are_good() -> None:
+    checked = {True: 0, False: 0}
+    for seed in range(800):
+        solution = percent.solution(Context(random.Random(seed)), 0.4)
+        for line in solution.lines:
+            sums = re.findall(r"(?<![\d.])([\d.]+(?:[+\-*/][\d.]+)+)=(\d+)(?![\d%])", line.text)
+            if not plain(line.text):
+                continue
+            holds = all(value(left) == value(right) for left, right in sums)
+            if line.good:
+                assert holds, line.text
+            if sums:
+                checked[line.good is True] += 1
+    assert min(checked.values()) > 50
+
+
+@pytest.mark.parametrize(("percents", "divisor"), [(25, 4), (50, 2), (20, 5), (10, 10)])
+def test_parts_are_what_their_percent_say(percents: int, divisor: int) -> None:
+    assert Fraction(1, percent.PARTS[percents][0]) == Fraction(percents, 100)
+    assert percent.PARTS[percents][0] == divisor
