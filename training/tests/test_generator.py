@@ -374,7 +374,9 @@ def test_tales_are_good_where_the_sum_holds_and_its_numbers_are_known() -> None:
         solution = tales.solution(Context(random.Random(seed)), 0.4)
         known = set(re.findall(r"\d+", solution.problem)) | set("237") | {"10", "12", "60", "100"}
         for line in solution.lines:
-            found = re.search(r"(?<!\d)(\d+)([+\-*/])(\d+)=(\d+)(?!\d)", line.text)
+            found = re.search(
+                r"(?<![\d.,+\-*/(])(\d+)([+\-*/])(\d+)=(\d+)(?!,?\d|[.+\-*/=]\d)", line.text
+            )
             if found is None or not plain(line.text):  # with spaces, say, or dollars
                 known |= set(re.findall(r"\d+", line.text))
                 continue
