@@ -9,13 +9,10 @@ nobody sees who only knows what a line must look like. Part of no figure of EVAL
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import torch
-
-from .scoring import Score, load
+from .scoring import Score
+from .sums import print_table
 
 CASES = 150
 # From a random stream and how far the line is wrong: the equation, and the line after it.
@@ -99,17 +96,5 @@ def measure(score: Score, draw: Draw, cases: int = CASES) -> tuple[float, float]
     return passed / cases, flagged / cases
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)  # the products are small: more threads wait for one another
-    print("| weights |" + "".join(f" {name} |" for name in MOVES))
-    print("|---|" + "---:|" * len(MOVES))
-    for path in sys.argv[1:]:
-        score = load(Path(path))
-        found = [measure(score, draw) for draw in MOVES.values()]
-        cells = "".join(f" {missed:.0%} ({wrongly:.0%}) |" for missed, wrongly in found)
-        print(f"| {path} |{cells}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(MOVES, measure, places=0)

@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from .scoring import Score, load
 
 SOLUTIONS, LINES = 120, 8
 Draw = Callable[[random.Random], str]
+D = TypeVar("D")
 
 
 def _plus_minus(largest: int) -> Draw:
@@ -61,17 +63,21 @@ def measure(score: Score, draw: Draw, solutions: int = SOLUTIONS) -> tuple[float
     return sum(passed) / len(passed), sum(flagged) / len(flagged)
 
 
-def main() -> None:
-    """Print the table."""
+def print_table(
+    kinds: dict[str, D], measure: Callable[[Score, D], tuple[float, float]], places: int
+) -> None:
+    """Of the checkpoints on the command line, what passes and, in brackets, what is flagged."""
     torch.set_num_threads(1)  # the products are small: more threads wait for one another
-    print("| weights |" + "".join(f" {name} |" for name in KINDS))
-    print("|---|" + "---:|" * len(KINDS))
+    print("| weights |" + "".join(f" {name} |" for name in kinds))
+    print("|---|" + "---:|" * len(kinds))
     for path in sys.argv[1:]:
         score = load(Path(path))
-        found = [measure(score, draw) for draw in KINDS.values()]
-        cells = "".join(f" {missed:.1%} ({wrongly:.1%}) |" for missed, wrongly in found)
+        found = [measure(score, draw) for draw in kinds.values()]
+        cells = "".join(
+            f" {passed:.{places}%} ({flagged:.{places}%}) |" for passed, flagged in found
+        )
         print(f"| {path} |{cells}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    print_table(KINDS, measure, places=1)

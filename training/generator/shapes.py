@@ -22,8 +22,7 @@ SHAPES = (
 # Terms of the two sides of the held-out shapes: what free shapes must not be.
 HELD_OUT = {("cv", "cv"), ("bv", "c"), ("cv", "d")}
 FREE = "free"
-# The commonest equations of school whose letter is taken away from a number; besides SHAPES, for
-# training alone.
+# Those whose letter is taken away from a number, common in school: drawn more often in training.
 MINUS = ("b-ax=c", "b-ax+d=c", "a-b(x+c)=d", "a-b(x+c)=d", "a-(x+b)=c")
 
 
