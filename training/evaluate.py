@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import measure, real, sympy_check
+from . import measure, moves, real, sympy_check
 from .generator import FAMILIES, Context, Solution, draw
 from .generator.equations import same_answer
 from .measure import Figure
@@ -196,6 +196,23 @@ def other_orders(score: Score, count: int) -> list[Row]:
     return rows
 
 
+def single_moves(score: Score, count: int) -> list[Row]:
+    """One move of an equation, right, or wrong by 1 or 2: no target, none of the generator's."""
+    hits: dict[bool, list[bool]] = {False: [], True: []}
+    rivals = {False: Rival(), True: Rival()}
+    for move in moves.MOVES.values():
+        for solution in moves.solutions(move, count):
+            good = bool(solution.lines[0].good)
+            passed = score(solution.problem, texts(solution))[0] >= THRESHOLD
+            hits[good].append(passed == good)
+            rivals[good].line(solution, 0)
+    return [
+        Row(f"one move of an equation, {name}", "-", None, str(measure.share(hits[good])),
+            len(hits[good]), str(rivals[good]))
+        for good, name in ((False, "wrong by 1 or 2: flagged"), (True, "right: passes"))
+    ]  # fmt: skip
+
+
 def pairs(score: Score, count: int) -> list[Row]:
     """A clean draft against one with two cancelling errors and the same answer."""
     context = Context(random.Random(11), "heldout")
@@ -313,6 +330,7 @@ def build(score: Score, data: Path, size: float) -> tuple[list[Row], dict[str, t
     rows += best_of_eight(score, int(100 * size))
     rows += gsm8k(score, data, int(400 * size))[0]
     rows += other_orders(score, int(200 * size))
+    rows += single_moves(score, int(150 * size))
     return rows + calibration(lines + synthetic_lines), families
 
 

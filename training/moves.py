@@ -3,14 +3,15 @@
     python -m training.moves training/checkpoint [CHECKPOINT ...]
 
 One line after a linear equation; its number or its coefficient is right, or wrong by 1 or 2, what
-nobody sees who only knows what a line must look like. Part of no figure of EVAL.md.
+nobody sees who only knows what a line must look like. None of these lines is the generator's.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from .generator import Line, Solution
 from .scoring import Score
 from .sums import print_table
 
@@ -83,16 +84,24 @@ MOVES: dict[str, Draw] = {
 }
 
 
-def measure(score: Score, draw: Draw, cases: int = CASES) -> tuple[float, float]:
-    """Share of lines wrong by 1 or 2 that pass, and of right ones that are flagged."""
+def solutions(draw: Draw, cases: int) -> Iterator[Solution]:
+    """So many right lines and so many wrong by 1 or 2, each after its equation."""
     rng = random.Random(78)
-    passed = flagged = 0
     for _ in range(cases):
         for off in (0, rng.choice((-2, -1, 1, 2))):
             equation, line = draw(rng, off)
-            good = score(f"Solve for x: {equation}.", [line])[0] >= 0.5
-            passed += good and off != 0
-            flagged += not good and off == 0
+            error = "slip" if off else "none"
+            yield Solution(f"Solve for x: {equation}.", (Line(line, not off, error),), "move")
+
+
+def measure(score: Score, draw: Draw, cases: int = CASES) -> tuple[float, float]:
+    """Share of lines wrong by 1 or 2 that pass, and of right ones that are flagged."""
+    passed = flagged = 0
+    for solution in solutions(draw, cases):
+        (line,) = solution.lines
+        good = score(solution.problem, [line.text])[0] >= 0.5
+        passed += good and not line.good
+        flagged += not good and bool(line.good)
     return passed / cases, flagged / cases
 
 
