@@ -67,12 +67,15 @@ EARLY = {
     "quadratic": 1,
 }
 _WRITERS = FAMILIES | LESSONS
-# How a run begins: with sums of small numbers, with drills alone, or with the final mixture.
-Start = Literal["small", "drills", "mixed"]
+# How a run begins: with sums of small numbers, with drills alone, or with the final mixture. Or
+# the final mixture without its lessons, as the layer that names errors is fitted.
+Start = Literal["small", "drills", "mixed", "whole"]
 
 
 def weights(share: float, start: Start = "mixed") -> list[float]:
     """Weight of each writer after `share` of a run that began in some way."""
+    if start == "whole":
+        return [0.0 if name in LESSONS else w for name, (_, w) in _WRITERS.items()]
     if start == "mixed":
         late, early = 1.0, EARLY
     elif start == "small":
