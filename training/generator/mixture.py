@@ -2,7 +2,7 @@
 
 In: a `Context`. Out: a `Solution`. Weights are per solution. Digits first, since every other
 family needs them: during the first half of a run from nothing they move from `EARLY`, mostly bare
-sums, to those of `FAMILIES`; a run from finished weights may begin with drills alone.
+sums, to those of `FAMILIES`; a run from finished weights may begin with drills of sums and of moves.
 Imports its siblings only.
 """
 
@@ -66,8 +66,10 @@ EARLY = {
     "system": 1,
     "quadratic": 1,
 }
+# Moves above all: the sums alone are known after some runs, not yet where in a line they are asked.
+DRILLS = {"drills": 40, "moves": 120}
 _WRITERS = FAMILIES | LESSONS
-# How a run begins: with sums of small numbers, with drills alone, or with the final mixture. Or
+# How a run begins: with sums of small numbers, with `DRILLS`, or with the final mixture. Or
 # the final mixture without its lessons, as the layer that names errors is fitted.
 Start = Literal["small", "drills", "mixed", "whole"]
 
@@ -81,7 +83,7 @@ def weights(share: float, start: Start = "mixed") -> list[float]:
     elif start == "small":
         late, early = min(1.0, 2 * share), EARLY
     else:
-        late, early = min(1.0, max(0.0, (share - 0.4) / 0.2)), {"drills": sum(EARLY.values())}
+        late, early = min(1.0, max(0.0, (share - 0.4) / 0.2)), DRILLS
     return [late * w + (1 - late) * early.get(name, 0) for name, (_, w) in _WRITERS.items()]
 
 

@@ -285,10 +285,15 @@ def test_weights_move_from_sums_to_the_mixture() -> None:
     assert weights(0.0) == late
 
 
+def test_the_kinds_are_fitted_without_lessons() -> None:
+    found = dict(zip(FAMILIES | LESSONS, weights(1.0, "whole"), strict=True))
+    assert found == {name: w for name, (_, w) in FAMILIES.items()} | dict.fromkeys(LESSONS, 0.0)
+
+
 def test_a_run_may_begin_with_drills_alone() -> None:
     for share in (0.0, 0.4):
         found = dict(zip(FAMILIES | LESSONS, weights(share, "drills"), strict=True))
-        assert [name for name, weight in found.items() if weight] == ["drills"]
+        assert [name for name, weight in found.items() if weight] == ["drills", "moves"]
     assert weights(0.6, "drills") == pytest.approx(weights(1.0))
     assert min(weights(0.5, "drills")) > 0
 
