@@ -338,7 +338,7 @@ def main() -> None:
         "--compile", action="store_true", help="1.4 times as fast; needs a C++ compiler"
     )
     parser.add_argument(
-        "--drills", action="store_true", help="with --init: begin with sums and moves alone all the same"
+        "--drills", action="store_true", help="with --init: begin with sums and moves alone"
     )
     parser.add_argument("--muon-lr", type=float, default=2e-3)
     parser.add_argument("--adam-lr", type=float, default=1e-3)

@@ -2,8 +2,8 @@
 
 In: a `Context`. Out: a `Solution`. Weights are per solution. Digits first, since every other
 family needs them: during the first half of a run from nothing they move from `EARLY`, mostly bare
-sums, to those of `FAMILIES`; a run from finished weights may begin with drills of sums and of moves.
-Imports its siblings only.
+sums, to those of `FAMILIES`; a run from finished weights may begin with drills alone, of sums and
+of moves. Imports its siblings only.
 """
 
 from __future__ import annotations
