@@ -197,7 +197,7 @@ def other_orders(score: Score, count: int) -> list[Row]:
 
 
 def single_moves(score: Score, count: int) -> list[Row]:
-    """One move of an equation, right, or wrong by 1 or 2: no target, none of the generator's."""
+    """One move of an equation, right, or wrong by 1 or 2, not by the generator: no target."""
     hits: dict[bool, list[bool]] = {False: [], True: []}
     rivals = {False: Rival(), True: Rival()}
     for move in moves.MOVES.values():
@@ -330,7 +330,7 @@ def build(score: Score, data: Path, size: float) -> tuple[list[Row], dict[str, t
     rows += best_of_eight(score, int(100 * size))
     rows += gsm8k(score, data, int(400 * size))[0]
     rows += other_orders(score, int(200 * size))
-    rows += single_moves(score, int(150 * size))
+    rows += single_moves(score, int(moves.CASES * size))
     return rows + calibration(lines + synthetic_lines), families
 
 

@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--solutions", type=int, default=12_000)
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
+    # Whole solutions: the errors of the lessons are nearly all slips, and all would be named so.
     stream = Stream(tokenizer, RealMixture(args.data), SEED, LIMIT_TOKENS, "whole")
     rng = random.Random(SEED)
     rows = [encode(tokenizer, stream.solution(rng), LIMIT_TOKENS) for _ in range(args.solutions)]
