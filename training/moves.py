@@ -3,8 +3,8 @@
     python -m training.moves training/checkpoint [CHECKPOINT ...]
 
 One line after a linear equation; its number or its coefficient is right, or wrong by 1 or 2, what
-nobody sees who only knows what a line must look like. Drawn by code of its
-own, though the generator draws such moves too: what both get wrong alike would stay unseen.
+nobody sees who only knows what a line must look like. Drawn by code of
+its own, though the generator draws such moves too.
 """
 
 from __future__ import annotations
