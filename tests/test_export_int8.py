@@ -204,6 +204,23 @@ def test_int8_is_added_to_an_fp32_package(checkpoint: Path, tmp_path: Path) -> N
     assert Scorer.load(tmp_path / "pkg", variant="cpu-fp32").score(PROBLEM, STEPS).scores == exact
 
 
+def test_self_test_allows_twice_what_the_stored_cases_are_off(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = dataclasses.replace(proof.BUDGETS["int8"], tolerance=0.0)
+    monkeypatch.setitem(proof.BUDGETS, "int8", none)
+    verify = tmp_path / "verify.jsonl"  # the stored cases are these; the proof of int8 has others
+    verify.write_text(json.dumps({"problem": PROBLEM, "steps": STEPS}) + "\n")
+    export_int8(checkpoint, tmp_path / "pkg", precision="fp32", calibration=None, verify=verify)
+    export_int8(checkpoint, tmp_path / "pkg", add=True)
+    exact = Scorer.load(tmp_path / "pkg", variant="cpu-fp32").score(PROBLEM, STEPS).scores
+    with Scorer.load(tmp_path / "pkg", variant="cpu-int8", self_test=True) as scorer:
+        off = np.abs(np.array(scorer.score(PROBLEM, STEPS).scores) - np.array(exact)).max()
+        found = scorer.package.variant("cpu-int8").proof
+    assert found["self_test_tolerance"] == pytest.approx(2 * off, abs=1e-5)
+    assert found["self_test_tolerance"] < 2 * found["max_abs_dp"]
+
+
 # --- the gate
 
 

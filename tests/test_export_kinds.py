@@ -400,25 +400,40 @@ def test_another_variant_names_the_same(
     np.testing.assert_allclose(half.probabilities, full.probabilities, atol=1e-2)
 
 
-def test_self_test_sees_another_head(package: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(package, tmp_path / "package")
-    data = copy / "cpu-fp32" / "model.onnx.data"
-    graph_file = onnx.load(copy / "cpu-fp32" / "model.onnx", load_external_data=False)
+def turn_naming(variant: Path) -> None:
+    """Change the sign of every weight that names errors, in the file."""
+    graph_file = onnx.load(variant / "model.onnx", load_external_data=False)
     weight = next(x for x in graph_file.graph.initializer if x.name == "naming.weight")
     place = {
         entry.key: int(entry.value) for entry in weight.external_data if entry.key != "location"
     }
+    data = variant / "model.onnx.data"
     raw = bytearray(data.read_bytes())
     values = np.frombuffer(raw, np.float32, place["length"] // 4, place["offset"])
     values[:] = -values
     data.write_bytes(raw)
-    match = "the probability of a kind of error is off by"
-    with Scorer.load(copy, threads=1, verify="sizes") as scorer:
-        with_scores = scorer.score(PROBLEM, STEPS).scores
-        with pytest.raises(SelfTestError, match=match):
+
+
+def refuse_turned(package: Path, name: str) -> None:
+    with Scorer.load(package, threads=1, variant=name, self_test=True) as scorer:
+        before = scorer.score(PROBLEM, STEPS).scores
+    turn_naming(package / name)
+    with Scorer.load(package, threads=1, variant=name, verify="sizes") as scorer:
+        assert scorer.score(PROBLEM, STEPS).scores == before  # they are as they were
+        with pytest.raises(SelfTestError, match="the probability of a kind of error is off by"):
             scorer.self_test()
-    with Scorer.load(package, threads=1) as scorer:
-        assert scorer.score(PROBLEM, STEPS).scores == with_scores  # they are as they were
+
+
+def test_self_test_sees_another_head(package: Path, tmp_path: Path) -> None:
+    refuse_turned(shutil.copytree(package, tmp_path / "package"), "cpu-fp32")
+
+
+def test_self_test_of_int8_sees_another_head(tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "intermediate_size": 200}
+    checkpoint = checkpoints.trl_llama(tmp_path / "tiny", **shape)
+    name_kinds(checkpoint)
+    export_variant(checkpoint, tmp_path / "p", "cpu-int8")
+    refuse_turned(tmp_path / "p", "cpu-int8")
 
 
 def test_proof_sees_another_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

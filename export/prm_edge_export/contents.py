@@ -104,7 +104,6 @@ def write_small_files(
 ) -> None:
     """Write the report, and of a new package the self-test, licences and domain too."""
     if writer.existing is None:
-        # the cases are torch's scores, the same for every variant: --add keeps the first ones
         writer.write_bytes(SELFTEST_NAME, dump_cases(cases))
         for name in KEPT_FILES:
             source = plan.checkpoint.find(name)

@@ -17,8 +17,9 @@ from prm_edge_runtime.encoding import Encoded
 from prm_edge_runtime.errors import ProofError
 from prm_edge_runtime.manifest import CARD_NAME, TOKENIZER_NAME
 from prm_edge_runtime.package import Package
+from prm_edge_runtime.selftest import Case
 
-from . import cuda_target, proof
+from . import cuda_target, proof, stored_cases
 from .card import model_card
 from .checkpoint import Checkpoint
 from .contents import identity, license_of, new_manifest, write_small_files
@@ -129,7 +130,7 @@ def _write(
     writer.write_bytes(TOKENIZER_NAME, plan.files.raw)
     manifest = new_manifest(plan, writer.staging, provenance, quantized)
     package = Package(root=writer.staging, manifest=manifest, digest="0" * 64)
-    proven = _prove(plan, package, work.texts, reference, half, quantized, say)
+    proven = _prove(plan, package, writer.existing, work.texts, reference, half, quantized, say)
     report: dict[str, Any] = {
         "variant": options.variant,
         "decisions": list(plan.reasons),
@@ -142,7 +143,7 @@ def _write(
         **({} if quantized is None else {"plan": quantized.report}),
         **({} if half is None else cuda_target.report(plan, half, quantized, say)),
     }
-    write_small_files(plan, writer, proof.self_test_cases(proven.results), report)
+    write_small_files(plan, writer, proven.cases, report)
     variant = replace(manifest.variants[0], proof=proven.summary)
     manifest = replace(manifest, variants=(variant,))
     kept = writer.existing.manifest.variants if writer.existing else ()
@@ -158,9 +159,12 @@ def _write(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proven:
-    """What the proof found; ``speed`` where the variant itself has run on its device."""
+    """What the proof found, and the cases of the self-test that it allows for.
 
-    results: list[proof.Compared]
+    ``speed``: where the variant itself has run on its device.
+    """
+
+    cases: list[Case]
     summary: dict[str, Any]
     speed: dict[str, float | int] | None
 
@@ -168,6 +172,7 @@ class Proven:
 def _prove(
     plan: Plan,
     package: Package,
+    existing: Package | None,
     texts: list[proof.Text],
     reference: proof.Reference,
     half: cuda_target.Half | None,
@@ -207,13 +212,15 @@ def _prove(
                 f"expected scores: {figures['expect_records']} records, max |dp| "
                 f"{figures['expect_max_abs_dp']:.2e}"
             )
+        cases = stored_cases.of_package(existing, results)
+        limits = stored_cases.limits(scorer, cases, options.precision)
         if half is None or checked["checked"] == cuda_target.GPU:
             speed = measure_speed(scorer, [result.text for result in results])
         else:  # its speed would be that of what it is checked with
             scorer.close()  # or two graphs would be in memory
             figures |= cuda_target.check_itself(plan, half, package, texts)
-    summary = checked | proof.summary(figures, options.precision, drift=over is not None)
-    return Proven(results=results, summary=summary, speed=speed)
+    summary = checked | proof.summary(figures, limits, drift=over is not None)
+    return Proven(cases=cases, summary=summary, speed=speed)
 
 
 def _refused(over: str, quantized: Quantized | None, half: cuda_target.Half | None) -> str:

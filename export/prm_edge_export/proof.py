@@ -22,18 +22,15 @@ from prm_edge_runtime import Scorer, kinds, scoring
 from prm_edge_runtime.encoding import RecipeEncoder
 from prm_edge_runtime.errors import CheckpointError, ProofError
 from prm_edge_runtime.recipe import Recipe
-from prm_edge_runtime.selftest import KINDS_TOLERANCE_KEY, TOLERANCE_KEY, Case
 
 from .tokenization import WHOLE_JOINT
-
-SELF_TEST_CASES: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a precision may lose: figures with their limits, and the self-test's |dp|.
+    """What a precision may lose: figures with their limits, and the |dp| any self-test allows.
 
-    ``kinds_at_most``, ``kinds_at_least``: where errors are named too. ``texts``: the bundled
+    ``kinds_at_most`` and so on: where errors are named too. ``texts``: the bundled
     solutions it is proven on; flips of a few in a hundred need many.
     """
 
@@ -42,6 +39,7 @@ class Budget:
     kinds_at_most: dict[str, float]
     kinds_at_least: dict[str, float]
     tolerance: float
+    kinds_tolerance: float
     texts: tuple[str, ...]
 
 
@@ -52,6 +50,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         kinds_at_most={"kinds_max_abs_dp": 1e-4},
         kinds_at_least={"kinds_agreement": 0.99},
         tolerance=1e-3,
+        kinds_tolerance=1e-3,
         texts=("verification.jsonl",),
     ),
     "fp16": Budget(
@@ -60,6 +59,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         kinds_at_most={"kinds_max_abs_dp": 1e-2},
         kinds_at_least={"kinds_agreement": 0.98},
         tolerance=1e-2,
+        kinds_tolerance=2e-2,
         texts=("verification.jsonl",),
     ),
     # torch's own bfloat16 loses 0.013 to 0.058 of the logits' spread; on SmolLM2 0.036, and 97.2%
@@ -70,6 +70,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         kinds_at_most={"kinds_mean_abs_dp": 0.03},
         kinds_at_least={"kinds_agreement": 0.95},
         tolerance=0.05,
+        kinds_tolerance=0.15,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
     "int8": Budget(
@@ -78,6 +79,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         kinds_at_most={"kinds_mean_abs_dp": 0.03},
         kinds_at_least={"kinds_agreement": 0.95},
         tolerance=0.05,
+        kinds_tolerance=0.15,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
     "int4": Budget(
@@ -86,6 +88,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         kinds_at_most={"kinds_mean_abs_dp": 0.08},
         kinds_at_least={"kinds_agreement": 0.9},
         tolerance=0.15,
+        kinds_tolerance=0.3,
         texts=("verification.jsonl", "verification_int8.jsonl"),
     ),
 }
@@ -357,30 +360,12 @@ def check_budget(
     return f"over the {precision} budget: {', '.join(over)}; worst steps:\n" + "\n".join(rows)
 
 
-def self_test_cases(results: Sequence[Compared]) -> list[Case]:
-    """A few cases to keep in the package: the shortest, so that a check takes moments."""
-    shortest = sorted(results, key=lambda r: len(r.text.problem) + sum(map(len, r.text.steps)))
-    return [
-        Case(
-            problem=r.text.problem,
-            steps=r.text.steps,
-            scores=tuple(float(score) for score in r.reference_scores),
-            error_kinds=None
-            if r.reference_kinds is None
-            else tuple(tuple(row) for row in r.reference_kinds.tolist()),
-        )
-        for r in shortest[:SELF_TEST_CASES]
-    ]
-
-
-def summary(figures: dict[str, float | int], precision: str, drift: bool) -> dict[str, Any]:
+def summary(
+    figures: dict[str, float | int], limits: dict[str, float], drift: bool
+) -> dict[str, Any]:
     """The flat proof that the manifest keeps for a variant."""
-    least = BUDGETS[precision].tolerance
-    tolerances = {TOLERANCE_KEY: max(least, 2 * float(figures["max_abs_dp"]))}
-    if "kinds_max_abs_dp" in figures:
-        tolerances[KINDS_TOLERANCE_KEY] = max(least, 2 * float(figures["kinds_max_abs_dp"]))
     return {
         **{key: round(v, 9) if isinstance(v, float) else v for key, v in figures.items()},
-        **tolerances,
+        **limits,
         "allowed_drift": drift,
     }
