@@ -29,25 +29,25 @@ def _drafts(context: Context, error_chance: float) -> Solution:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "linear": (equations.solution, 34),
-    "draft": (_drafts, 14),
-    "tutor": (_tutor, 18),
-    "sentences": (worded.sentences, 11),
-    "story": (worded.story, 11),
+    "linear": (equations.solution, 44),
+    "draft": (_drafts, 18),
+    "tutor": (_tutor, 20),
+    "sentences": (worded.sentences, 9),
+    "story": (worded.story, 6),
     "evaluation": (arithmetic.evaluation, 14),
-    "fractions": (arithmetic.fractions, 6),
-    "fact": (systems.fact, 12),
-    "system": (systems.system, 18),
+    "fractions": (arithmetic.fractions, 4),
+    "fact": (systems.fact, 14),
+    "system": (systems.system, 20),
     "quadratic": (systems.quadratic, 4),
 }
 # Trained on and never measured: sums and bare equations, the densest lessons in digits there are,
 # and what the measured stories hardly have.
 LESSONS: dict[str, tuple[Family, float]] = {
-    "sums": (worded.sums, 8),
-    "drills": (worded.drills, 16),
-    "moves": (equations.drills, 40),
-    "percent": (percent.solution, 14),
-    "tales": (tales.solution, 16),
+    "sums": (worded.sums, 4),
+    "drills": (worded.drills, 8),
+    "moves": (equations.drills, 56),
+    "percent": (percent.solution, 10),
+    "tales": (tales.solution, 8),
 }
 EARLY = {
     "sums": 25,

@@ -1,9 +1,10 @@
 """Other words around the same formula, so that a model learns to read past them.
 
-In: a wording with its slots. Out: the same slots in the same order with other words between,
-mostly nonsense. Only for pools whose words decide nothing: the label of such a line comes from
-its formulas alone. A model trained on a few hundred fixed wordings flags a true line in words it
-has not seen; held-out wordings are what measures that. Imports the standard library only.
+In: a wording with its slots. Out: the same slots with other words between, mostly nonsense; in
+their order, but that the formula of a line may come before or after what was done for it. Only for
+pools whose words decide nothing: the label of such a line comes from its formulas alone. A model
+trained on a few hundred fixed wordings flags a true line in words it has not seen; held-out
+wordings are what measures that. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _TEXT = """
     shop box day week morning money price friend child family market garden school bus trip game
 """
 WORDS = tuple(_TEXT.split())
+# Beside these the formula {m} may stand anywhere: the amount moved, what is put in, the letter.
+_LOOSE_SLOTS = {"{m}", "{n}", "{s}", "{v}", "{a}"}
 _PIECE = re.compile(r"\{\w+\}|[^\W\d_]+(?:'\w+)?")
 _ENDS = ("", "", "", ".", ".", "!", " ok", "...")
 _JOINTS = (": ", ", ", "; ", " → ", " => ", ". ")
@@ -81,8 +84,11 @@ def _thin(rng: Random, wording: str) -> str:
 
 
 def _afresh(rng: Random, wording: str) -> str:
-    """The slots alone, in their order, in a sentence of other words."""
+    """The slots alone, in a sentence of other words."""
     slots = re.findall(r"\{\w+\}", wording)
+    if "{m}" in slots and set(slots) <= _LOOSE_SLOTS and rng.random() < 0.5:
+        slots.remove("{m}")
+        slots.insert(rng.randint(0, len(slots)), "{m}")
     text = _words(rng, rng.choice((0, 2, 5)))
     for slot in slots:
         inner = f" {_word(rng)} {_words(rng, 2)}".rstrip() + " "
@@ -105,8 +111,27 @@ def _dress(rng: Random, wording: str) -> str:
 
 
 def paraphrase(rng: Random, wording: str) -> str:
-    """Put the slots of `wording` into other words; every slot stays, in its order."""
+    """Put the slots of `wording` into other words; every slot stays, and only {m} may move."""
     change = rng.choices((_exchange, _thin, _afresh, _dress), (35, 15, 35, 15))[0]
     out = change(rng, wording)
     # A slot must not grow together with its neighbour.
     return out if not re.search(r"\}\{|\w\{|\}\w", out) else wording
+
+
+def around(rng: Random, wording: str, kept: dict[str, tuple[str, ...]]) -> str:
+    """Put `wording` into other words, but for the phrases of each slot in `kept`.
+
+    A phrase with words of its own, such as ``{0} metres``, stays as it is.
+    """
+    found: dict[str, str] = {}
+    for slot, phrases in kept.items():
+        for phrase in sorted(phrases, key=len, reverse=True):
+            whole = rf"(?<![\w{{]){re.escape(phrase)}(?![\w}}])"
+            wording, number = re.subn(whole, slot, wording, count=1)
+            if number:
+                found[slot] = phrase
+                break
+    out = paraphrase(rng, wording)
+    for slot, phrase in found.items():
+        out = out.replace(slot, phrase)
+    return out

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from .paraphrase import paraphrase
+from .paraphrase import around, paraphrase
 
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
@@ -90,6 +90,13 @@ class Context:
         wording = self.pick(pool)
         if self.split == "train" and self.loose and self.chance(self.loose):
             return paraphrase(self.rng, wording)
+        return wording
+
+    def frame_around(self, pool: Sequence[str], kept: dict[str, tuple[str, ...]]) -> str:
+        """Draw a wording of whose words only the phrases in `kept` decide anything."""
+        wording = self.pick(pool)
+        if self.split == "train" and self.loose and self.chance(self.loose):
+            return around(self.rng, wording, kept)
         return wording
 
     def chance(self, p: float) -> bool:

@@ -29,28 +29,44 @@ SYSTEM_ASK = (
     "Solve {p}, {q}.",
     "{p}; {q}",
     "Find {x} and {y}: {p}, {q}",
-    "What are {x} and {y} if {p} and {q}?",
+    "What are {x} and {y} if {p} and {q}?",  # held out
+    "If {p} and {q}, find {x} and {y}.",
+    "Two numbers {x} and {y} satisfy {p} and also {q}.",
+    "We know that {p} and that {q}. Which numbers are {x} and {y}?",
+    "Which {x} and {y} make both {p} and {q} true?",
 )
 SCALE = (
     "Multiply the first equation by {n}: {m}",
     "{n} times the first: {m}",
     "First equation ×{n}: {m}",
     "Scale the first equation by {n} to get {m}",
-    "{m} is the first one times {n}.",
+    "{m} is the first one times {n}.",  # held out
+    "{m} after multiplying the first equation by {n}",
+    "{m} (first equation times {n})",
+    "The first one becomes {m} when multiplied by {n}.",
+    "{m}, with both sides of the first {n} times as much",
 )
 ELIMINATE = (
     "Subtract the second equation: {m}",
     "Subtracting the second gives {m}",
     "Take away the second: {m}",
     "Now subtract the second equation from it: {m}",
-    "Minus the second leaves {m}",
+    "Minus the second leaves {m}",  # held out
+    "{m} when the second is taken away",
+    "{m} (minus the second)",
+    "{m}, subtracting the second equation",
+    "The difference of the two is {m}.",
 )
 ADDED = (
     "Add the two equations: {m}",
     "Adding them gives {m}",
     "Add the second: {m}",
     "The sum is {m}",
-    "Put together, {m}",
+    "Put together, {m}",  # held out
+    "{m} (both added)",
+    "{m} when the two are added",
+    "{m}, adding the second equation",
+    "Their sum: {m}",
 )
 PLAIN = ("So {m}", "{m}", "Then {m}.", "This gives {m}", "we find {m}")
 BACK = (
@@ -58,7 +74,11 @@ BACK = (
     "Substitute: {m}",
     "Plug in {s}: {m}",
     "With {s} we have {m}",
-    "Using {s}, {m}",
+    "Using {s}, {m}",  # held out
+    "{m}, since {s}",
+    "{m} (put {s} in)",
+    "Now {s} goes into the second equation: {m}",
+    "As {s}, the second says {m}.",
 )
 
 
@@ -247,11 +267,15 @@ def _roots(writer: _Writer, pair: tuple[int, int]) -> None:
 
 
 class Fact(NamedTuple):
-    """A relation between numbers, ways to ask for it and ways to state it."""
+    """A relation between numbers, ways to ask for it and ways to state it.
+
+    `kept`: the phrases that carry its meaning; the words around them decide nothing.
+    """
 
     relation: str
     ask: tuple[str, ...]
     say: tuple[str, ...]
+    kept: dict[str, tuple[str, ...]]
 
 
 def _unit(factor: int, big: str, small: str, short: tuple[str, str]) -> Fact:
@@ -281,6 +305,11 @@ def _unit(factor: int, big: str, small: str, short: tuple[str, str]) -> Fact:
             f"We get {{1}} {small} for {{0}} {big}",
             f"{{0}} {b} come to {{1}} {s}",  # held out
         ),
+        {
+            "{a}": (f"{{0}} {big}", f"{{0}} {b}", f"{{0}} * {factor}"),
+            "{m}": (f"{{1}} {small}", f"{{1}} {s}"),
+            "{n}": (small, s),
+        },
     )
 
 
@@ -294,6 +323,11 @@ _PERCENT = (
     "{0} percent of {1} = {2}",
     "{0} per cent of {1} makes {2}.",
 )
+_PERCENT_KEPT = {
+    "{a}": ("{0}% of {1}", "{0} percent of {1}", "{0} per cent of {1}", "{0}/100 * {1}",
+            "{1} * {0}%", "by {0}%", "by {0} percent"),
+    "{m}": ("{2}",),
+}  # fmt: skip
 FACTS = (
     Fact(
         "{0}*{1}/100={2}",
@@ -305,6 +339,7 @@ FACTS = (
             "Calculate {0} per cent of {1}.",  # held out
         ),
         _PERCENT,
+        _PERCENT_KEPT,
     ),
     Fact(
         "{0}*{1}/100={2}",
@@ -316,6 +351,7 @@ FACTS = (
             "Add {0}% to {1}.",  # held out
         ),
         _PERCENT,
+        _PERCENT_KEPT,
     ),
     _unit(100, "metres", "centimetres", ("m", "cm")),
     _unit(60, "hours", "minutes", ("h", "min")),
@@ -343,7 +379,7 @@ def fact(context: Context, error_chance: float) -> Solution:
     """A percentage or a unit conversion, stated in a sentence."""
     rng = context.rng
     picked = rng.choice(FACTS)  # what a fact says must be known: only its wordings are held out
-    ask, relation = context.pick(picked.ask), picked.relation
+    ask, relation = context.frame_around(picked.ask, picked.kept), picked.relation
     percent = "{2}" in relation
     first = str(
         rng.choice((5, 10, 15, 20, 25, 30, 40, 50, 60, 75)) if percent else rng.randint(2, 30)
@@ -365,7 +401,7 @@ def fact(context: Context, error_chance: float) -> Solution:
                 )
         except AlgebraError:
             pass
-    says_text = context.pick(picked.say)
+    says_text = context.frame_around(picked.say, picked.kept)
     text = says_text.format(*shown)
     lines = [Line(text, good, error, -1 if good else slip_at(text, text, says_text.format(*slots)))]
     if picked is FACTS[1]:

@@ -34,7 +34,7 @@ from training.generator.algebra import (
 from training.generator.corrupt import break_chain, break_equation, near_equation
 from training.generator.linear import total
 from training.generator.mixture import EARLY, LESSONS, weights
-from training.generator.paraphrase import paraphrase
+from training.generator.paraphrase import around, paraphrase
 from training.generator.surface import Style
 
 
@@ -227,19 +227,54 @@ def test_a_negative_letter_is_taken_across() -> None:
     assert all(linear.across(rng, s, False) is None for s in (bracket, alone, both, positive))
 
 
-def test_paraphrase_keeps_every_slot_in_its_order() -> None:
+def test_paraphrase_keeps_every_slot_and_moves_only_the_formula() -> None:
     pools = [*words.MOVES.values(), words.ANY, words.WORKED, words.REASON, words.PROBLEMS]
-    changed = 0
+    changed = moved = 0
     for seed in range(3000):
         rng = random.Random(seed)
         wording = rng.choice(rng.choice(pools))
         other = paraphrase(rng, wording)
         slots = re.findall(r"\{\w+\}", wording)
-        assert re.findall(r"\{\w+\}", other) == slots
+        found = re.findall(r"\{\w+\}", other)
+        assert sorted(found) == sorted(slots)
+        if found != slots:
+            assert not {"{w}", "{r}"} & {*slots}  # the working comes before what follows from it
+            moved += 1
         assert not re.search(r"\}\{|\w\{|\}\w|\d", other.replace("-1", ""))
         assert all(f"- {slot}" not in other for slot in slots)  # it would read as a minus
         changed += other != wording
     assert changed > 2500
+    assert moved > 100
+
+
+def test_around_keeps_phrases_with_words_of_their_own() -> None:
+    kept = {"{a}": ("{0} m", "{0} metres"), "{m}": ("{1} cm", "{1} centimetres"), "{n}": ("m",)}
+    written = set()
+    for seed in range(500):
+        rng = random.Random(seed)
+        says = around(rng, "So {0} metres have {1} centimetres.", kept)
+        assert says.count("{0} metres") == says.count("{1} centimetres") == 1
+        asks = around(rng, "Are {0} cm anything in m?", kept)  # a phrase of another slot
+        assert re.search(r"\{0\}.*\bm\b|\bm\b.*\{0\}", asks)
+        assert set(re.findall(r"\{\w+\}", says + asks)) == {"{0}", "{1}"}
+        written.add(says)
+    assert len(written) > 300
+    assert any(says.index("{1}") < says.index("{0}") for says in written)
+
+
+def test_facts_in_other_words_are_still_true_or_false() -> None:
+    right = re.compile(r"(-?\d[\d.]*) (?:kilometres|km)\b|(-?\d[\d.]*) (?:metres|m)\b")
+    seen = 0
+    for seed in range(4000):
+        fact = draw(Context(random.Random(seed), loose=1.0), "fact", 0.5)
+        line = fact.lines[0]
+        numbers = [m.groups() for m in right.finditer(line.text)]
+        big = [float(b) for b, _ in numbers if b]
+        small = [float(s) for _, s in numbers if s]
+        if len(big) == len(small) == 1:
+            assert line.good == (small[0] == 1000 * big[0]), line
+            seen += 1
+    assert seen > 50
 
 
 def test_held_out_wordings_are_never_put_into_other_words() -> None:
