@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from . import wordings as words
-from .algebra import AlgebraError, equivalent, parse, true_chain, value
-from .corrupt import break_chain, break_equation, near_equation
+from .algebra import AlgebraError, decimal, equivalent, parse, terminates, true_chain, value
+from .corrupt import break_chain, break_equation, near_equation, near_miss
 from .linear import Move, Sides, across, constants_first, next_move, simple, total, write
 from .records import Context, Line, Solution, slip_at
 from .shapes import FREE, MINUS, SHAPES, draw_sides
@@ -211,28 +211,50 @@ def recover(walk: Walk) -> bool:
 
 
 def _check_line(walk: Walk, problem: str, errors: bool) -> None:
+    """Put the solution into the problem; now and then what is left and right stands by itself."""
     m = re.fullmatch(r"x=(-?\d+)", walk.current)
     if not m or not equivalent(problem, walk.current):
         return
     number = m[1] if int(m[1]) >= 0 else f"({m[1]})"
     text = re.sub(r"(?<=[\d)])x", f"*{number}", problem).replace("x", number)
     left, right = text.split("=")
-    chain = text if value(left) == value(right) and "*" in text else ""
-    if not chain or "/" in chain:
+    if value(left) != value(right) or "*" not in text or "/" in text:
         return
-    good, error, right = True, "", chain
-    if errors and walk.context.chance(0.5):
-        change = break_chain(walk.context.rng, chain)
+    context, style = walk.context, walk.style
+    chains, joint = [text], "{0}"
+    if context.loose and context.chance(0.7) and terminates(value(left), 2):
+        result = decimal(value(left))
+        sides = [f"{side}={result}" for side in (left, right) if side != result]
+        sums = [_products(side) for side in (left, right)]
+        if len(sides) == 2 and context.chance(0.6):
+            chains, joint = sides, context.pick(words.BOTH)
+        elif context.chance(0.5):
+            chains = [context.rng.choice(sides)]
+        else:
+            chains = ["=".join(sums)]
+    written, good, error, wrong, right = list(chains), True, "", "", ""
+    if errors and context.chance(0.5):
+        at = context.rng.randrange(len(chains))
+        spoil = near_miss if context.near and context.chance(context.near) else break_chain
+        change = spoil(context.rng, chains[at])
         if change:
-            chain, error, good = change[0], change[1], False
-    template = walk.context.frame(words.CHECK)
-    walk.add(
-        template.format(r=walk.style.math(chain), m=walk.style.math(walk.current)),
-        good,
-        error,
-        chain,
-        right,
-    )
+            written[at], error, good = change[0], change[1], False
+            wrong, right = change[0], chains[at]
+    r = joint.format(*map(style.math, written))
+    template = context.frame(words.CHECK)
+    walk.add(template.format(r=r, m=style.math(walk.current)), good, error, wrong, right)
+
+
+def _products(side: str) -> str:
+    """A side with its products worked out, where none of them stands in or before a bracket."""
+    if "(" in re.sub(r"\*\(-\d+\)", "", side):
+        return side
+
+    def product(found: re.Match[str]) -> str:
+        result = decimal(value(found[0]))
+        return f"({result})" if result.startswith("-") and found.start() else result
+
+    return re.sub(r"\d+(?:\.\d+)?\*(?:\(-\d+\)|\d+)", product, side)
 
 
 def start(context: Context, talk: float | None = None) -> tuple[str, Walk, str]:
@@ -274,7 +296,7 @@ def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) ->
             break
     else:
         return Solution(problem, tuple(walk.lines), f"linear/{shape}")
-    if context.chance(0.15):
+    if context.chance(0.35 if context.loose else 0.15):
         _check_line(walk, given, error_chance > 0)
     elif (
         walk.lines

@@ -43,8 +43,8 @@ FAMILIES: dict[str, tuple[Family, float]] = {
 # Trained on and never measured: sums and bare equations, the densest lessons in digits there are,
 # and what the measured stories hardly have.
 LESSONS: dict[str, tuple[Family, float]] = {
-    "sums": (worded.sums, 4),
-    "drills": (worded.drills, 8),
+    "sums": (worded.sums, 6),
+    "drills": (worded.drills, 10),
     "moves": (equations.drills, 56),
     "percent": (percent.solution, 10),
     "tales": (tales.solution, 8),

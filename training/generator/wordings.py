@@ -166,6 +166,20 @@ CHECK: tuple[str, ...] = (
     "Put it back in: {r}",  # held out
     "To check, {r}.",
     "Substitute {m}: {r}",
+    "Check: {r}, so {m}.",
+    "{r}, so {m} is right.",
+)
+# The two sides of a check, each by itself.
+BOTH: tuple[str, ...] = (
+    "{0} and {1}",
+    "{0}, {1}",
+    "{0}; {1}",
+    "left: {0}, right: {1}",
+    "{0} while {1}",  # held out
+    "{0} and also {1}",
+    "the left side is {0}, the right side is {1}",
+    "LHS {0}, RHS {1}",
+    "{0} as well as {1}",
 )
 
 PROBLEMS: tuple[str, ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,7 @@ from training.generator import (
     ERRORS,
     FAMILIES,
     Context,
+    Line,
     draw,
     equations,
     linear,
@@ -245,6 +247,45 @@ def test_paraphrase_keeps_every_slot_and_moves_only_the_formula() -> None:
         changed += other != wording
     assert changed > 2500
     assert moved > 100
+
+
+def check_lines(problem: str, solved: str, number: int) -> Iterator[Line]:
+    """Lines that put `solved` into the linear equation `problem`, in formulas that can be read."""
+    plain = Style("none", "*", "/", "-", False, ("", ""), {"x": "x"})
+    for seed in range(number):
+        context = Context(random.Random(seed), loose=0.01, near=0.5)  # its words stay
+        walk = equations.Walk(context, plain, False, ([], []), solved, 0.0)
+        equations._check_line(walk, problem, True)
+        yield from walk.lines
+
+
+@pytest.mark.parametrize(
+    ("problem", "solved", "wanted"),
+    [
+        ("7x-4=3x+16", "x=5", {"7*5-4=31", "3*5+16=31", "35-4=15+16", "7*5-4=3*5+16"}),
+        ("2-3x=-2x+5", "x=-3", {"2-3*(-3)=11", "2-(-9)=-(-6)+5", "2-3*(-3)=-2*(-3)+5"}),
+        ("2(x+1)-3x=-4", "x=6", {"2(6+1)-3*6=-4"}),
+    ],
+)
+def test_check_lines_are_true_or_false(problem: str, solved: str, wanted: set[str]) -> None:
+    seen, right, both = set(), 0, 0
+    for line in check_lines(problem, solved, 1500):
+        chains = re.findall(r"[-+*/()\d]+=[-+*/()\d=]*[\d)]", line.text)
+        assert chains
+        assert line.good == all(map(true_chain, chains)), line
+        right += bool(line.good)
+        both += len(chains) == 2
+        seen.update(chains)
+    assert wanted <= seen
+    assert 400 < right < 1400
+    assert both > 100 or problem.endswith("=-4")
+
+
+def test_products_are_worked_out_outside_brackets() -> None:
+    assert equations._products("7*5-4") == "35-4"
+    assert equations._products("-2*(-3)+5*(-1)") == "-(-6)+(-5)"
+    assert equations._products("2*(-3)") == "-6"
+    assert equations._products("2(3*4+1)") == "2(3*4+1)"
 
 
 def test_around_keeps_phrases_with_words_of_their_own() -> None:
