@@ -234,7 +234,7 @@ def _check_line(walk: Walk, problem: str, errors: bool) -> None:
             chains = ["=".join(sums)]
     written, good, error, wrong, right = list(chains), True, "", "", ""
     if errors and context.chance(0.5):
-        at = context.rng.randrange(len(chains))
+        at = context.rng.randrange(len(chains)) if len(chains) > 1 else 0
         spoil = near_miss if context.near and context.chance(context.near) else break_chain
         change = spoil(context.rng, chains[at])
         if change:
