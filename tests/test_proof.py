@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the export extra")
 
-from prm_edge_export import proof
+from prm_edge_export import proof, stored_cases
 from prm_edge_runtime.errors import CheckpointError, ProofError
 
 
@@ -83,7 +83,7 @@ def test_check_budget_tiny_logits_do_not_hide_errors() -> None:
 
 def test_self_test_cases_are_the_shortest() -> None:
     results = [compared([0.5] * n, [0.5] * n) for n in (9, 1, 5, 2, 7, 3)]
-    assert [len(case.steps) for case in proof.self_test_cases(results)] == [1, 2, 3, 5]
+    assert [len(case.steps) for case in stored_cases.of_package(None, results)] == [1, 2, 3, 5]
 
 
 def test_bundled_texts_are_worth_proving_on() -> None:
