@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import pytest
 pytest.importorskip("torch", reason="needs the export extra")
 
 from prm_edge_export import proof, stored_cases
-from prm_edge_runtime.errors import CheckpointError, ProofError
+from prm_edge_runtime import Scorer
+from prm_edge_runtime.errors import CheckpointError, ProofError, SelfTestError
+from prm_edge_runtime.selftest import Case
 
 
 def compared(
@@ -84,6 +88,16 @@ def test_check_budget_tiny_logits_do_not_hide_errors() -> None:
 def test_self_test_cases_are_the_shortest() -> None:
     results = [compared([0.5] * n, [0.5] * n) for n in (9, 1, 5, 2, 7, 3)]
     assert [len(case.steps) for case in stored_cases.of_package(None, results)] == [1, 2, 3, 5]
+
+
+def test_limits_refuse_a_score_that_is_missing() -> None:
+    class Gone:  # a scorer that has no score where the stored case has one
+        def score(self, problem: str, steps: object) -> object:
+            return SimpleNamespace(scores=(None,), kinds=None)
+
+    case = Case(problem="p", steps=("s",), scores=(0.5,))
+    with pytest.raises(SelfTestError, match="got None"):
+        stored_cases.limits(cast(Scorer, Gone()), [case], "int8")
 
 
 def test_bundled_texts_are_worth_proving_on() -> None:

@@ -6,7 +6,7 @@ variant's proof: the largest allowed |dp| of a score, and of a kind of error.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -26,6 +26,7 @@ from .proof import BUDGETS, Compared
 
 KEPT: Final = 4
 ROOM: Final = 2  # times what a variant is off by here: other machines round elsewhere
+ANY: Final = sys.float_info.max  # and not infinity, which is how far a missing score is off
 
 
 def of_package(existing: Package | None, results: Sequence[Compared]) -> list[Case]:
@@ -61,9 +62,9 @@ def limits(scorer: Scorer, cases: Sequence[Case], precision: str) -> dict[str, f
     budget = BUDGETS[precision]
     results = [scorer.score(case.problem, case.steps) for case in cases]
     scores = iter(results)
-    off = check(cases, lambda problem, steps: next(scores).scores, math.inf)
+    off = check(cases, lambda problem, steps: next(scores).scores, ANY)
     found = {TOLERANCE_KEY: max(budget.tolerance, ROOM * off)}
     if scorer.package.manifest.error_kinds:
-        off = check_kinds(cases, [result.kinds for result in results], math.inf)
+        off = check_kinds(cases, [result.kinds for result in results], ANY)
         found[KINDS_TOLERANCE_KEY] = max(budget.kinds_tolerance, ROOM * off)
     return found

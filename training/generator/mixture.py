@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from . import arithmetic, equations, percent, systems, tales, tutor, worded
+from . import arithmetic, equations, facts, percent, systems, tales, tutor, worded
 from .algebra import AlgebraError
 from .records import Context, Solution, Split
 
@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "story": (worded.story, 9),
     "evaluation": (arithmetic.evaluation, 20),
     "fractions": (arithmetic.fractions, 4),
-    "fact": (systems.fact, 14),
+    "fact": (facts.fact, 14),
     "system": (systems.system, 20),
     "quadratic": (systems.quadratic, 4),
 }

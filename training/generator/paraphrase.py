@@ -40,6 +40,8 @@ _TEXT = """
 WORDS = tuple(_TEXT.split())
 # Beside these the formula {m} may stand anywhere: the amount moved, what is put in, the letter.
 _LOOSE_SLOTS = {"{m}", "{n}", "{s}", "{v}", "{a}"}
+# Of a slot the phrases that may stand for it, words of their own and all.
+Kept = dict[str, tuple[str, ...]]
 _PIECE = re.compile(r"\{\w+\}|[^\W\d_]+(?:'\w+)?")
 _ENDS = ("", "", "", ".", ".", "!", " ok", "...")
 _JOINTS = (": ", ", ", "; ", " → ", " => ", ". ")
@@ -118,7 +120,7 @@ def paraphrase(rng: Random, wording: str) -> str:
     return out if not re.search(r"\}\{|\w\{|\}\w", out) else wording
 
 
-def around(rng: Random, wording: str, kept: dict[str, tuple[str, ...]]) -> str:
+def around(rng: Random, wording: str, kept: Kept) -> str:
     """Put `wording` into other words, but for the phrases of each slot in `kept`.
 
     A phrase with words of its own, such as ``{0} metres``, stays as it is.

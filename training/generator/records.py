@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from .paraphrase import around, paraphrase
+from .paraphrase import Kept, around
 
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
@@ -85,18 +85,14 @@ class Context:
         rest = [item for i, item in enumerate(pool) if i % 5 != 4]
         return self.rng.choice(held if self.split == "heldout" and held else rest)
 
-    def frame(self, pool: Sequence[str]) -> str:
-        """Draw a wording whose words decide nothing, now and then in other words."""
-        wording = self.pick(pool)
-        if self.split == "train" and self.loose and self.chance(self.loose):
-            return paraphrase(self.rng, wording)
-        return wording
+    def frame(self, pool: Sequence[str], kept: Kept | None = None) -> str:
+        """Draw a wording of whose words only the phrases in `kept` decide anything.
 
-    def frame_around(self, pool: Sequence[str], kept: dict[str, tuple[str, ...]]) -> str:
-        """Draw a wording of whose words only the phrases in `kept` decide anything."""
+        Now and then it is put into other words.
+        """
         wording = self.pick(pool)
         if self.split == "train" and self.loose and self.chance(self.loose):
-            return around(self.rng, wording, kept)
+            return around(self.rng, wording, kept or {})
         return wording
 
     def chance(self, p: float) -> bool:
