@@ -296,7 +296,7 @@ def solution(context: Context, error_chance: float = 0.3, max_lines: int = 9) ->
             break
     else:
         return Solution(problem, tuple(walk.lines), f"linear/{shape}")
-    if context.chance(0.35 if context.loose else 0.15):
+    if context.chance(0.5 if context.loose else 0.15):
         _check_line(walk, given, error_chance > 0)
     elif (
         walk.lines

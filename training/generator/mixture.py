@@ -30,7 +30,7 @@ def _drafts(context: Context, error_chance: float) -> Solution:
 
 FAMILIES: dict[str, tuple[Family, float]] = {
     "linear": (equations.solution, 44),
-    "draft": (_drafts, 18),
+    "draft": (_drafts, 40),
     "tutor": (_tutor, 20),
     "sentences": (worded.sentences, 10),
     "story": (worded.story, 9),

@@ -49,8 +49,8 @@ def _free_sides(context: Context, dec: bool) -> Sides:
     while True:
         solution = Fraction(rng.randint(-9, 12))
         left: Side = [term() for _ in range(rng.choice((1, 2, 2, 3)))]
-        right: Side = [term() for _ in range(rng.choice((0, 0, 1, 2)))]
-        if rng.random() < 0.15:
+        right: Side = [term() for _ in range(rng.choice((0, 1, 1, 2)))]
+        if rng.random() < 0.3:
             top: Side = [("v", _number(context, False, small=True)), ("c", _number(context, False))]
             left = [("d", top, Fraction(rng.randint(2, 9)))]
             right = [t for t in right if t[0] != "b"]

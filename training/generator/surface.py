@@ -29,6 +29,7 @@ class Style:
     wrap: tuple[str, str]
     letters: dict[str, str]
     commas: bool = False
+    wide_slash: bool = False
 
     def math(self, text: str) -> str:
         """Render a canonical formula, chained or not."""
@@ -64,7 +65,7 @@ class Style:
         if piece == "*":
             return f" {self.times} " if self.spaced == "all" or self.times == "x" else self._tight()
         if piece == "/":
-            wide = self.spaced == "all" and self.divide != "/"
+            wide = self.spaced == "all" and (self.wide_slash or self.divide != "/")
             return f" {self.divide} " if wide else self.divide
         if piece.isalpha():
             return self.letters.get(piece, piece)
@@ -118,4 +119,6 @@ def make_style(context: Context, numeric: bool = False) -> Style:
         wrap=wrap,
         letters={"x": first, "y": second},
         commas=rng.random() < 0.15,
+        # A slash with spaces is for training only, so that what is measured stays the same.
+        wide_slash=context.loose > 0 and rng.random() < 0.4,
     )

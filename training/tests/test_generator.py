@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -37,7 +38,7 @@ from training.generator.corrupt import break_chain, break_equation, near_equatio
 from training.generator.linear import total
 from training.generator.mixture import EARLY, LESSONS, weights
 from training.generator.paraphrase import around, paraphrase
-from training.generator.surface import Style
+from training.generator.surface import Style, make_style
 
 
 @pytest.mark.parametrize(
@@ -401,6 +402,17 @@ def test_context_pick_keeps_held_out_entries_apart() -> None:
 )
 def test_style_renders_one_formula_many_ways(style: Style, shown: str) -> None:
     assert style.math("3x-4*2=-5") == shown
+
+
+def test_a_slash_has_spaces_in_training_alone() -> None:
+    wide = Style("all", "*", "/", "-", False, ("", ""), {"x": "x"}, wide_slash=True)
+    assert wide.math("(x-3)/4=2*x/-5") == "(x - 3) / 4 = 2 * x / -5"
+    assert replace(wide, spaced="equals").math("x/4=3") == "x/4 = 3"
+    drawn = [[make_style(Context(random.Random(seed), loose=loose)) for seed in range(200)]
+             for loose in (0.0, 0.5)]  # fmt: skip
+    assert not any(style.wide_slash for style in drawn[0])
+    assert 50 < sum(style.wide_slash for style in drawn[1]) < 120
+    assert [replace(style, wide_slash=False) for style in drawn[1]] == drawn[0]
 
 
 def test_style_writes_latex_fractions() -> None:
