@@ -362,9 +362,11 @@ def test_weights_move_from_sums_to_the_mixture() -> None:
     assert weights(0.0) == late
 
 
-def test_the_kinds_are_fitted_without_lessons() -> None:
+def test_the_kinds_are_fitted_without_lessons_and_with_fewer_drafts() -> None:
     found = dict(zip(FAMILIES | LESSONS, weights(1.0, "whole"), strict=True))
-    assert found == {name: w for name, (_, w) in FAMILIES.items()} | dict.fromkeys(LESSONS, 0.0)
+    assert found.pop("draft") < FAMILIES["draft"][1]
+    whole = {name: w for name, (_, w) in FAMILIES.items() if name != "draft"}
+    assert found == whole | dict.fromkeys(LESSONS, 0.0)
 
 
 def test_a_run_may_begin_with_drills_alone() -> None:
